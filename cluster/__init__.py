@@ -1,0 +1,1 @@
+"""Where things run: Ray, and nothing of ours. Functions and actors are handed in."""

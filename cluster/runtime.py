@@ -1,0 +1,97 @@
+"""Connect to Ray, and share work out over actors that own it."""
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import RayActorError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class WorkerLost(RuntimeError):
+    """An item's worker died each time it was tried."""
+
+
+def connect(address: str = "", num_cpus: int = 0) -> None:
+    """Connect to the cluster at `address`, or inside a Ray job to its own, or start Ray on this machine.
+
+    `num_cpus` is the least number of CPU slots that a Ray started here offers, so that two processes which wait for
+    each other also run on one core. Does nothing where this process is connected already.
+    """
+    if ray.is_initialized():
+        return
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    quiet: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        ray.init(num_cpus=max(num_cpus, os.cpu_count() or 1), include_dashboard=False, **quiet)
+
+
+def count(resource: str) -> int:
+    """How many of a resource ("CPU", "GPU") the cluster has."""
+    return int(ray.cluster_resources().get(resource, 0))
+
+
+def count_nodes() -> int:
+    """How many nodes are alive."""
+    return sum(node["Alive"] for node in ray.nodes())
+
+
+@dataclass
+class _Lane(Generic[Item]):
+    """One worker, what it is doing and what it does next."""
+
+    worker: Any
+    current: Item
+    upcoming: Item | None
+
+
+def share_out(
+    start_worker: Callable[[], Any], num_workers: int, items: Iterable[Item], max_attempts: int = 3
+) -> Iterator[tuple[Item, Any]]:
+    """Give each item to one of `num_workers` actors and yield (item, result) as they are done.
+
+    Items are hashable. An actor has a method `do(item, upcoming)`; `upcoming` is the item it will be given next (or None), so that it
+    can prepare. When an actor dies it is replaced and its items are done again; WorkerLost where one item has taken
+    `max_attempts` actors with it. An exception of `do` itself ends the work and is raised here.
+    """
+    waiting = deque(items)
+    attempts: Counter[Item] = Counter()
+    lanes: dict[Any, _Lane[Item]] = {}  # by the reference to the running call
+
+    def start(worker: Any, current: Item) -> None:
+        upcoming = waiting.popleft() if waiting else None
+        lanes[worker.do.remote(current, upcoming)] = _Lane(worker, current, upcoming)
+
+    for _ in range(min(num_workers, len(waiting))):
+        if waiting:
+            start(start_worker(), waiting.popleft())
+    try:
+        while lanes:
+            [done], _ = ray.wait(list(lanes), num_returns=1)
+            lane = lanes.pop(done)
+            try:
+                result = ray.get(done)
+            except RayActorError as error:
+                attempts[lane.current] += 1
+                if attempts[lane.current] >= max_attempts:
+                    raise WorkerLost(f"{lane.current} took {max_attempts} workers with it; the last: {error}") from error
+                if lane.upcoming is not None:
+                    waiting.appendleft(lane.upcoming)
+                start(start_worker(), lane.current)
+                continue
+            following = lane.upcoming if lane.upcoming is not None else (waiting.popleft() if waiting else None)
+            if following is None:
+                ray.kill(lane.worker)
+            else:
+                start(lane.worker, following)
+            yield lane.current, result
+    finally:
+        for lane in lanes.values():
+            ray.kill(lane.worker)

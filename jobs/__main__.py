@@ -1,0 +1,172 @@
+"""The command line: `latentmill VERB`, which is `python -m jobs VERB`."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.config import ConfigError, RunConfig, load_config, template
+from pipeline.errors import Refused
+from pipeline.quarantine import read_quarantine
+from pipeline.storage import publish
+
+DONE, FAILED, BAD_USAGE, QUARANTINED, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Raw videos in, a trained video diffusion transformer out.\n\n"
+    "Every verb reads run.toml, or another file named first, and takes overrides: "
+    "latentmill train run.toml train.steps=200. Every verb can be stopped and run again.\n\n"
+    "Exit codes: 0 done; 1 failed; 2 bad usage or configuration; 3 done, but some inputs are in the quarantine.",
+)
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[RUN.TOML] [SECTION.KEY=VALUE]...", help="The run's configuration and changes to it."),
+]
+
+
+def _config(words: list[str] | None) -> RunConfig:
+    words = list(words or [])
+    path = Path(words.pop(0)) if words and "=" not in words[0] else Path("run.toml")
+    return load_config(path, words)
+
+
+def _finish(config: RunConfig, quarantined: int) -> None:
+    """Show the quarantine where the verb put something there, and exit with its code."""
+    if not quarantined:
+        return
+    from jobs.progress import show_quarantine
+
+    show_quarantine(read_quarantine(config.cache))
+    raise typer.Exit(QUARANTINED)
+
+
+def _verb(run: Callable[[RunConfig], int], words: list[str] | None) -> None:
+    config = _config(words)
+    _finish(config, run(config))
+
+
+# Each verb imports what it needs when it is called: `--help` and `scan` do not wait for torch or Ray.
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("run.toml")) -> None:
+    """Write a run.toml with every knob at its default, explained."""
+    if path.exists():
+        raise ConfigError(f"{path}: exists already; delete it first, or name another file")
+    publish(path, template().encode())
+    typer.echo(f"init: {path} written; set data.source, then: latentmill run {path}")
+
+
+@app.command()
+def setup() -> None:
+    """Check this machine and build DeepSpeed's small CPU operator once, before any training needs it."""
+    from jobs.engine import prepare_machine
+
+    typer.echo(f"setup: {prepare_machine()}")
+
+
+@app.command()
+def scan(words: Words = None) -> None:
+    """Find the videos of data.source and read their facts: source -> CACHE/manifest."""
+    from jobs.scan import scan
+
+    _verb(scan, words)
+
+
+@app.command()
+def plan(words: Words = None) -> None:
+    """Decide clips, chunks and shards before any pixel is read: manifest -> CACHE/plan, recipe.json."""
+    from jobs.plan import plan
+
+    _verb(plan, words)
+
+
+@app.command()
+def encode(words: Words = None) -> None:
+    """Decode and encode on Ray what is not committed yet: plan -> CACHE/latents, index.parquet."""
+    from jobs.encode import encode
+
+    _verb(encode, words)
+
+
+@app.command()
+def text(words: Words = None) -> None:
+    """Encode captions on Ray where they are new or changed: manifest -> CACHE/text."""
+    from jobs.text import text
+
+    _verb(text, words)
+
+
+@app.command()
+def train(words: Words = None) -> None:
+    """Train a DiT with DeepSpeed ZeRO through Ray Train, from the last checkpoint on: CACHE -> train.out."""
+    from jobs.train import train
+
+    _verb(train, words)
+
+
+@app.command()
+def sample(words: Words = None) -> None:
+    """Sample videos with the trained model: train.out/model -> train.out/samples, samples.png."""
+    from jobs.sample import sample
+
+    _verb(sample, words)
+
+
+@app.command()
+def run(words: Words = None) -> None:
+    """Scan, plan, encode, text, train and sample, each skipping what is done."""
+    from jobs.run import run
+
+    _verb(run, words)
+
+
+@app.command()
+def demo(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to the demo's configuration.")
+    ] = None,
+    videos: Annotated[Path | None, typer.Option(help="A folder of your own videos, instead of moving shapes.")] = None,
+    out: Annotated[Path, typer.Option(help="Everything is written below.")] = Path("demo"),
+) -> None:
+    """Try it all in minutes: 64 clips of moving shapes, or your own folder, from video to trained model and back."""
+    from jobs.demo import demo
+
+    config, quarantined = demo(out, videos, list(words or []))
+    _finish(config, quarantined)
+
+
+def main() -> None:
+    """Run a verb; what the user can mend is one line and an exit code, everything else a traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing is lost: the same command goes on from here\n")
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        refused = _refusal(error)
+        if refused is None:
+            raise
+        sys.stderr.write(f"latentmill: {refused}\n")
+        sys.exit(BAD_USAGE if isinstance(refused, ConfigError) else FAILED)
+
+
+def _refusal(error: BaseException | None) -> Refused | None:
+    """The refusal in a chain of exceptions: Ray wraps what its workers raise."""
+    while error is not None:
+        wrapped = getattr(error, "cause", None)
+        if isinstance(error, Refused) and wrapped is None:
+            return error
+        error = wrapped if isinstance(wrapped, BaseException) else error.__cause__
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""The run's one configuration: run.toml, with overrides from the command line. Each knob and its default stand here."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from models.dit import DITS
+from models.latent_spec import LatentSpec
+from models.text import TEXT_ENCODERS
+from models.vae import load_vae
+from models.vae.interface import VideoVAE
+from pipeline.cache import Cache
+from pipeline.errors import Refused
+from pipeline.recipe import Recipe
+
+PathHere = Annotated[Path, AfterValidator(Path.absolute)]  # relative paths start where the command was given
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ConfigError(Refused):
+    """The configuration or the command line is wrong; exit code 2."""
+
+
+class Section(BaseModel):
+    """Frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    source: PathHere = Path("videos")
+    """A folder of videos (a caption for a.mp4 in a.txt), or a csv, jsonl or parquet table of path and caption."""
+    cache: PathHere = Path("cache")
+    """Where manifest, plan, latents, text and index are written."""
+    caption_from_name: bool = False
+    """For videos of a folder without a caption file: use the words of the file name."""
+
+
+class RecipeConfig(Section):
+    vae: str = "dct"
+    """dct (16 channels, no weights needed) or dct:CHANNELS."""
+    vae_path: PathHere | None = None
+    """The VAE's weights, for VAEs that have some."""
+    chunk_frames: int = 17
+    """Frames encoded together: 17 = 1+4+4+4+4 frames become 1+4 latents."""
+    fps: Annotated[float, Field(gt=0)] = 24.0
+    """Videos are sampled at this rate, or at their own where that is lower."""
+    buckets: Annotated[tuple[tuple[int, int], ...], Field(min_length=1)] = ((256, 256),)
+    """(height, width) pairs; a video goes to the one of the nearest aspect ratio."""
+    max_chunks: Count = 4
+    """The longest clip, in chunks."""
+    tail: Literal["drop"] = "drop"
+    """What becomes of the frames behind a video's last whole chunk."""
+
+
+class EncodeConfig(Section):
+    shard_bytes: Count = 256 * 2**20
+    """Latents per shard; a shard is what is lost when a machine dies."""
+    batch: Count = 8
+    """Chunks per call of the VAE."""
+    encoders: Annotated[int, Field(ge=0)] = 0
+    """Encoder actors; 0 = one per GPU, or one per node where there is none."""
+    encoder_cpus: Count = 1
+    """CPUs per encoder actor."""
+    decode_tasks: Count = 2
+    """Decode tasks per encoder that run at once, one CPU each."""
+    frames_per_task: Count = 2000
+    """Frames that one decode task is given, unless a single video has more."""
+    decode_ahead_bytes: Count = 2**30
+    """Decoded frames that wait for an encoder, at the most."""
+
+
+class TextConfig(Section):
+    encoder: str = "bytes"
+    """bytes (no weights needed)."""
+
+
+class ModelConfig(Section):
+    name: str = "stdit3-tiny"
+    """A preset: stdit3-tiny, stdit3-xl/2 or stdit3-3b/2."""
+    overrides: dict[str, int | float | bool] = {}
+    """Fields of the preset to change, such as {depth = 8}."""
+
+
+class TrainConfig(Section):
+    out: PathHere = Path("runs/first")
+    """Checkpoints, metrics and the trained model."""
+    steps: Count = 1000
+    """Optimizer steps in all."""
+    batch: Count = 16
+    """Clips per step, over all workers."""
+    workers: Count = 1
+    """Processes, one GPU each where there are GPUs."""
+    cpus_per_worker: Count = 1
+    """CPU slots and threads of each process."""
+    loader_workers: Annotated[int, Field(ge=0)] = 2
+    """Processes that read ahead, per worker; 0 reads in the training process."""
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    """Steps over which the learning rate rises to lr."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    zero_stage: Literal[1, 2] = 2
+    caption_dropout: Fraction = 0.1
+    """Share of samples trained with the null caption, for guidance."""
+    timestep_transform: bool = True
+    """Shift timesteps by resolution and length, as Open-Sora does; sampling follows."""
+    seed: int = 0
+    checkpoint_every: Count = 500
+    """Steps between checkpoints; the last step always makes one."""
+    keep_checkpoints: Count = 2
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often a dead worker may restart the job."""
+
+
+class SampleConfig(Section):
+    prompts: tuple[str, ...] = ()
+    """What to sample; empty = captions of the cache."""
+    num_prompts: Count = 8
+    """How many captions of the cache, where no prompts are given."""
+    num_frames: Count = 17
+    """A whole number of chunks."""
+    height: int = 0
+    """Pixels; 0 = the recipe's first bucket."""
+    width: int = 0
+    """Pixels; 0 = the recipe's first bucket."""
+    steps: Count = 30
+    guidance: Annotated[float, Field(ge=1)] = 4.0
+    """1 = none."""
+    batch: Count = 16
+    """Prompts sampled together."""
+    seed: int = 0
+
+
+class ClusterConfig(Section):
+    address: str = ""
+    """A Ray cluster (auto, or host:port); empty = RAY_ADDRESS, else Ray is started on this machine."""
+
+
+class RunConfig(Section):
+    """A whole run.toml."""
+
+    data: DataConfig = DataConfig()
+    recipe: RecipeConfig = RecipeConfig()
+    encode: EncodeConfig = EncodeConfig()
+    text: TextConfig = TextConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("text")
+    @classmethod
+    def _known_encoder(cls, text: TextConfig) -> TextConfig:
+        return _one_of(text, "encoder", text.encoder, TEXT_ENCODERS)
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, model: ModelConfig) -> ModelConfig:
+        return _one_of(model, "name", model.name, DITS)
+
+    @property
+    def cache(self) -> Cache:
+        return Cache(self.data.cache)
+
+
+def _one_of(section: Any, field: str, value: str, known: Any) -> Any:
+    if value not in known:
+        raise ValueError(f"{field} = {value!r} is not known; known: {', '.join(known)}")
+    return section
+
+
+def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
+    """run.toml and `section.key=value` words -> the run's configuration; ConfigError with the dotted path."""
+    document: dict[str, Any] = {}
+    if path is not None:
+        if not path.is_file():
+            raise ConfigError(f"{path}: not found; write one with `latentmill init`, or name another run.toml")
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    for word in overrides:
+        _override(document, word)
+    return make_config(document, str(path or "command line"))
+
+
+def make_config(document: dict[str, Any], origin: str) -> RunConfig:
+    """A parsed document -> configuration; ConfigError lists every wrong key."""
+    try:
+        config = RunConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: " + "; ".join(_explain(dict(one)) for one in error.errors())) from error
+    load_configured_vae(config)  # sizes and frames that do not fit are told here, before anything runs
+    return config
+
+
+def _explain(error: dict[str, Any]) -> str:
+    dotted = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        section = error["loc"][0] if len(error["loc"]) > 1 else None
+        model = RunConfig.model_fields[str(section)].annotation if section else RunConfig
+        return f"{dotted}: unknown key; known here: {', '.join(getattr(model, 'model_fields', {}))}"
+    return f"{dotted}: found {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _override(document: dict[str, Any], word: str) -> None:
+    """`train.lr=1e-4` into the document. The value is TOML, or a bare string."""
+    dotted, equals, text = word.partition("=")
+    section, dot, key = dotted.strip().partition(".")
+    if not (equals and dot and key):
+        raise ConfigError(f"{word!r}: not understood; overrides look like section.key=value, as in train.steps=100")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    document.setdefault(section, {})[key] = value
+
+
+def load_configured_vae(config: RunConfig) -> VideoVAE:
+    """The VAE that [recipe] names; ConfigError where it cannot be, or does not fit the buckets."""
+    try:
+        vae = load_vae(config.recipe.vae, config.recipe.vae_path, chunk_frames=config.recipe.chunk_frames)
+        make_recipe(config, vae.spec)
+    except ValueError as error:
+        raise ConfigError(f"recipe: {error}") from error
+    return vae
+
+
+def make_recipe(config: RunConfig, spec: LatentSpec) -> Recipe:
+    """What the cache is made of, by [recipe] and the VAE's own spec."""
+    asked = config.recipe
+    return Recipe(spec, asked.fps, asked.buckets, asked.max_chunks, asked.tail)
+
+
+def configured_recipe(config: RunConfig) -> Recipe:
+    """The recipe of a run."""
+    return make_recipe(config, load_configured_vae(config).spec)
+
+
+def template() -> str:
+    """A run.toml with every knob at its default, explained."""
+    lines = ["# Every knob of latentmill, at its default. Delete what you do not change.", ""]
+    for name, field in RunConfig.model_fields.items():
+        lines.append(f"[{name}]")
+        section = field.default
+        for key, knob in type(section).model_fields.items():
+            value = _toml(getattr(section, key))
+            comment = f"  # {knob.description}" if knob.description else ""
+            lines.append(f"{key} = {value}{comment}" if value else f"# {key} = ...{comment}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    """A default as a TOML value; empty for None, which TOML does not have."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(one) for one in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + "}"
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

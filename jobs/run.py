@@ -1,0 +1,28 @@
+"""`run`: every step in order. Each skips what is done, so running again goes on where it stopped."""
+
+from collections.abc import Callable
+
+from jobs.config import RunConfig
+from jobs.encode import encode
+from jobs.plan import plan
+from jobs.sample import sample
+from jobs.scan import scan
+from jobs.text import text
+from jobs.train import train
+from pipeline.quarantine import read_quarantine
+
+STEPS: dict[str, Callable[[RunConfig], int]] = {
+    "scan": scan,
+    "plan": plan,
+    "encode": encode,
+    "text": text,
+    "train": train,
+    "sample": sample,
+}
+
+
+def run(config: RunConfig) -> int:
+    """Scan, plan, encode, text, train, sample. Returns how many inputs are in the quarantine."""
+    for step in STEPS.values():
+        step(config)
+    return len(read_quarantine(config.cache))

@@ -1,0 +1,62 @@
+"""`text`: captions -> the text column, shard by shard, only where captions or encoder changed."""
+
+from typing import Any
+
+import ray
+
+from cluster import runtime
+from jobs.config import RunConfig, configured_recipe
+from jobs.plan import read_manifest, read_plan
+from jobs.progress import Events, progress, say
+from models.text import load_text_encoder
+from pipeline.cache import sidecar_path
+from pipeline.errors import Refused
+from pipeline.index import merge_index
+from pipeline.plan import shards_of
+from pipeline.recipe import check_recipe
+from pipeline.records import TextSample
+from pipeline.text_column import TextShard, is_current, text_shard, write_text_shard
+
+
+def text(config: RunConfig) -> int:
+    """Encode the captions of every shard whose text is missing or not of today's captions."""
+    cache = config.cache
+    check_recipe(cache.root, configured_recipe(config))
+    shards = list(shards_of(read_plan(cache)))
+    behind = [shard for shard in shards if not sidecar_path(cache.latents, shard).exists()]
+    if behind or not shards:
+        raise Refused(f"{cache.latents}: {len(behind)} of {len(shards)} planned shards are missing; run `encode` first")
+    encoder = load_text_encoder(config.text.encoder)
+    column = cache.text(encoder.name)
+    videos = {video.id: video for video in read_manifest(cache)}
+    works = [text_shard(cache, shard, videos, encoder) for shard in shards]
+    stale = [work for work in works if not is_current(column, work)]
+    if stale:
+        _write_shards(config, stale)
+    merge_index(cache.text_index(encoder.name), column, shards, TextSample)
+    captions = sum(len(set(work.captions)) for work in stale)
+    Events(cache.events, "text").write("done", encoder=encoder.name, shards=len(stale), captions=captions)
+    say(f"text: {len(stale)} shards with {captions} captions encoded, {len(works) - len(stale)} were current")
+    return 0
+
+
+def _write_shards(config: RunConfig, works: list[TextShard]) -> None:
+    runtime.connect(config.cluster.address)
+    workers = min(len(works), runtime.count("GPU") or runtime.count_nodes())
+    actor: Any = TextWriter
+    with progress("text", len(works), "shards") as bar:
+        for _ in runtime.share_out(lambda: actor.remote(config), workers, works):
+            bar.advance()
+
+
+@ray.remote(num_cpus=1)
+class TextWriter:
+    """Holds a text encoder and writes one shard's text at a time."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.encoder = load_text_encoder(config.text.encoder)
+        self.column = config.cache.text(self.encoder.name)
+
+    def do(self, work: TextShard, upcoming: TextShard | None) -> None:
+        """Write the text of `work`; there is nothing to prepare for the next."""
+        write_text_shard(self.column, work, self.encoder)

@@ -1,0 +1,240 @@
+"""`train`: cached latents -> a trained DiT. `train_worker` is the loop; read it top to bottom."""
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from einops import rearrange
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from cluster import launch, runtime
+from jobs import engine as engines
+from jobs.config import RunConfig, configured_recipe
+from jobs.engine import Engine
+from jobs.progress import Bar, progress, say
+from models.diffusion.draws import draw
+from models.diffusion.rectified_flow import add_noise, loss_per_sample, timestep_transform
+from models.dit import build_dit, save_dit
+from models.text import load_text_encoder
+from pipeline.errors import Refused
+from pipeline.loader import Batch, TrainingSet, load_batches, open_training_set
+from pipeline.recipe import check_recipe
+from pipeline.schedule import Schedule
+from pipeline.storage import publish
+
+
+def train(config: RunConfig) -> int:
+    """Train on the cache until `train.steps`, from the last committed checkpoint if there is one."""
+    out = config.train.out
+    recipe = configured_recipe(config)
+    check_recipe(config.cache.root, recipe)
+    open_training_set(config.cache, recipe, config.text.encoder)
+    _refuse_other_run(config)
+    if _trained_steps(out) >= config.train.steps:
+        say(f"train: {out} is trained for {_trained_steps(out)} steps already")
+        return 0
+    publish(out / "run.json", (config.model_dump_json(indent=2) + "\n").encode())
+    runtime.connect(config.cluster.address, num_cpus=config.train.workers * config.train.cpus_per_worker)
+    use_gpu = runtime.count("GPU") > 0
+    if not use_gpu and (problem := engines.compiler_problem()):
+        raise Refused(problem)
+    _check_room(config, "GPU" if use_gpu else "CPU")
+    with progress("train", config.train.steps, "steps") as bar, _following(out / "metrics.jsonl", bar):
+        launch.run_workers(
+            train_worker,
+            {"config": config},
+            num_workers=config.train.workers,
+            cpus_per_worker=config.train.cpus_per_worker,
+            use_gpu=use_gpu,
+            folder=out,
+            max_failures=config.train.max_failures,
+        )
+    say(f"train: {config.train.steps} steps done -> {out / 'model'}")
+    return 0
+
+
+def train_worker(argument: dict[str, Any]) -> None:
+    """The training loop of one rank."""
+    config: RunConfig = argument["config"]
+    settings = config.train
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch.set_num_threads(settings.cpus_per_worker)
+
+    data = open_training_set(config.cache, configured_recipe(config), config.text.encoder)
+    schedule = Schedule(data.samples, settings.batch, settings.seed)
+    engine = Engine(_build_model(config, data), settings, samples_per_rank=-(-settings.batch // world))
+    start = _resume(engine, settings.out / "checkpoints")
+    steps = range(start, settings.steps)
+    batches = load_batches(data, schedule, steps, rank, world, settings.loader_workers)
+    metrics = Metrics(settings.out, start) if rank == 0 else None
+
+    for step in steps:
+        began_s = time.monotonic()
+        batch = next(batches)
+        loaded_s = time.monotonic()
+        losses = compute_losses(engine, config, data, batch, step)  # (B,)
+        share = batch.weights.to(engine.device) / float(schedule.batch(step).weights.sum())  # of the global batch
+        loss = (losses * share).sum() * world  # DeepSpeed averages over ranks
+        grad_norm = engine.step(loss, step)
+        mean_loss = _sum_over_ranks(loss.detach()) / world
+        if metrics:
+            metrics.write(
+                step=step + 1,
+                loss=mean_loss,
+                lr=engines.learning_rate(settings, step),
+                grad_norm=grad_norm,
+                step_s=time.monotonic() - began_s,
+                data_wait_s=loaded_s - began_s,
+            )
+        if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+            engine.save(settings.out / "checkpoints", step + 1)
+
+    if rank == 0:
+        save_trained(settings.out / "model", engine.model, config, data)
+    dist.barrier()
+
+
+def compute_losses(engine: Engine, config: RunConfig, data: TrainingSet, batch: Batch, step: int) -> Tensor:
+    """Rectified-flow loss of each sample: (B,). All randomness is drawn by (seed, step, position)."""
+    settings = config.train
+    latents = batch.latents.to(engine.device).float()  # (B, c, t, h, w)
+    drawn = draw(settings.seed, step, batch.positions.tolist(), tuple(latents.shape[1:]), settings.caption_dropout)
+    noise, timesteps = drawn.noise.to(engine.device), drawn.timesteps.to(engine.device)
+    fps, height, width = batch.fps.to(engine.device), batch.height.to(engine.device), batch.width.to(engine.device)
+    if settings.timestep_transform:
+        num_chunks = latents.shape[2] // data.recipe.latent.chunk_latents
+        timesteps = timestep_transform(timesteps, height, width, num_chunks * data.recipe.latent.chunk_frames)
+    text = batch.text.to(engine.device)  # (B, L, dim)
+    null = engine.model.null_text(text.shape[1]).to(text)  # (L, dim); keeps the caption's mask, as Open-Sora does
+    text = torch.where(rearrange(drawn.drop_caption.to(engine.device), "b -> b 1 1"), null, text)
+    text_mask = batch.text_mask.to(engine.device)
+    noisy = add_noise(latents, noise, timesteps)
+    prediction = engine(noisy, timesteps, text, text_mask, fps=fps, height=height, width=width)  # (B, 2c, t, h, w)
+    return loss_per_sample(prediction, latents, noise)
+
+
+def _build_model(config: RunConfig, data: TrainingSet) -> Any:
+    """The DiT with fresh weights, the same on every rank, shaped for the cache's latents and text."""
+    torch.manual_seed(config.train.seed)
+    encoder = load_text_encoder(config.text.encoder)
+    return build_dit(
+        config.model.name,
+        **{
+            "in_channels": data.recipe.latent.channels,
+            "caption_channels": encoder.dim,
+            "max_text_tokens": encoder.max_tokens,
+            **config.model.overrides,
+        },
+    )
+
+
+def _resume(engine: Engine, checkpoints: Path) -> int:
+    """Load the newest committed checkpoint, if any. Returns the number of steps done."""
+    found = engines.committed(checkpoints)
+    if not found:
+        return 0
+    engine.load(found[-1])
+    return engines.step_of(found[-1])
+
+
+def _sum_over_ranks(value: Tensor) -> float:
+    total = value.clone()
+    dist.all_reduce(total)
+    return float(total)
+
+
+class Metrics:
+    """One line of JSON and one TensorBoard point per step; lines behind the step resumed from are dropped first."""
+
+    def __init__(self, out: Path, start: int) -> None:
+        self.path = out / "metrics.jsonl"
+        kept = [line for line in read_metrics(self.path) if line["step"] <= start]
+        publish(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self.file = open(self.path, "a", encoding="utf-8", buffering=1)
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, **values: float) -> None:
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(f"train/{name}", value, step)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The metrics of a run so far; a line that is still being written is left out."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def save_trained(folder: Path, model: Any, config: RunConfig, data: TrainingSet) -> None:
+    """The model as safetensors, with all that sampling needs beside it: recipe, text encoder, steps trained."""
+    save_dit(model, folder)
+    facts = {
+        "steps": config.train.steps,
+        "vae": config.recipe.vae,
+        "text_encoder": config.text.encoder,
+        "timestep_transform": config.train.timestep_transform,
+        "recipe": data.recipe.to_dict(),
+    }
+    publish(folder / "trained.json", (json.dumps(facts, indent=2) + "\n").encode())
+
+
+def _trained_steps(out: Path) -> int:
+    path = out / "model" / "trained.json"
+    return json.loads(path.read_text())["steps"] if path.exists() else 0
+
+
+# What must not change while a run is resumed: the order of the data, the model, and what it is trained on.
+FIXED = ("recipe", "text", "model", "train.batch", "train.seed", "train.caption_dropout", "train.timestep_transform")
+
+
+def _refuse_other_run(config: RunConfig) -> None:
+    """Refuse to continue a run in `train.out` that was another one."""
+    path = config.train.out / "run.json"
+    if not engines.committed(config.train.out / "checkpoints") or not path.exists():
+        return
+    before, now = json.loads(path.read_text()), json.loads(config.model_dump_json())
+    for dotted in FIXED:
+        section, _, key = dotted.partition(".")
+        found, wanted = (document[section][key] if key else document[section] for document in (before, now))
+        if found != wanted:
+            raise Refused(f"{path}: {dotted} was {found}, now {wanted}; change it back, or use another train.out")
+
+
+def _check_room(config: RunConfig, resource: str) -> None:
+    per_worker = 1 if resource == "GPU" else config.train.cpus_per_worker
+    found, wanted = runtime.count(resource), config.train.workers * per_worker
+    if found < wanted:
+        raise Refused(f"train.workers: asks for {wanted} {resource}s, the cluster has {found}; lower train.workers")
+
+
+class _following:
+    """Moves a bar along a metrics file that another process writes, while the block runs."""
+
+    def __init__(self, path: Path, bar: Bar) -> None:
+        self.path, self.bar = path, bar
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+        self._show()
+
+    def _follow(self) -> None:
+        while not self.over.wait(1.0):
+            self._show()
+
+    def _show(self) -> None:
+        lines = read_metrics(self.path)
+        if lines:
+            recent = lines[-50:]
+            loss = sum(line["loss"] for line in recent) / len(recent)
+            self.bar.move_to(lines[-1]["step"], f"loss {loss:.4f}, {recent[-1]['step_s']:.2f} s/step")

@@ -1,0 +1,1 @@
+"""Pure tensors: VAEs, diffusion transformers, diffusion objectives and text encoders."""

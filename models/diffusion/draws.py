@@ -1,0 +1,34 @@
+"""The random numbers of training: a function of (seed, step, position in the global batch), never of rank or worker."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.diffusion.rectified_flow import draw_timesteps
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What one training step draws for its samples."""
+
+    noise: Tensor  # (B, c, t, h, w) float32, normal
+    timesteps: Tensor  # (B,) float32 in 0..1000, logit-normal, before any transform
+    drop_caption: Tensor  # (B,) bool
+
+
+def draw(seed: int, step: int, positions: list[int], latent_shape: tuple[int, ...], caption_dropout: float) -> Draws:
+    """Draw for the samples at `positions` of global batch `step`; on the CPU, so that every device sees the same."""
+    generators = [generator(seed, step, position) for position in positions]
+    return Draws(
+        drop_caption=torch.cat([torch.rand(1, generator=one) for one in generators]) < caption_dropout,
+        timesteps=torch.cat([draw_timesteps(one) for one in generators]),
+        noise=torch.stack([torch.randn(latent_shape, generator=one) for one in generators]),
+    )
+
+
+def generator(seed: int, step: int, position: int) -> torch.Generator:
+    """The random numbers of one sample of one step."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{position}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -1,0 +1,119 @@
+"""Rectified flow: straight lines from data (t = 0) to noise (t = 1000), as Open-Sora v1.2 trains and samples.
+
+Nothing here draws from a global generator: noise and generators come from the caller, who can so give every sample of
+a batch its own.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from einops import rearrange, reduce, repeat
+from torch import Tensor
+
+NUM_TIMESTEPS = 1000
+CHUNK_FRAMES, CHUNK_LATENTS = 17, 5
+
+DRAWS = {"uniform": torch.rand, "logit-normal": torch.randn}
+
+
+def draw_timesteps(
+    generator: torch.Generator,
+    count: int = 1,
+    *,
+    method: Literal["uniform", "logit-normal"] = "logit-normal",
+    loc: float = 0.0,
+    scale: float = 1.0,
+) -> Tensor:
+    """-> (count,) float32 timesteps in 0..1000; `loc` and `scale` shape the logit-normal.
+
+    Samples with generators of their own: `torch.cat([draw_timesteps(g) for g in generators])`.
+    """
+    if method not in DRAWS:
+        raise ValueError(f"no timesteps are drawn by {method!r}; known are {', '.join(DRAWS)}")
+    drawn = DRAWS[method](count, generator=generator, device=generator.device, dtype=torch.float32)
+    return (torch.sigmoid(loc + scale * drawn) if method == "logit-normal" else drawn) * NUM_TIMESTEPS
+
+
+def timestep_transform(
+    t: Tensor,
+    height: Tensor | float,
+    width: Tensor | float,
+    num_frames: Tensor | int,
+    *,
+    base: float = 512**2,
+    scale: float = 1.0,
+) -> Tensor:
+    """Timesteps (n,) -> (n,) float32, later for larger and longer videos, which need more noise to lose their content.
+
+    u' = r u / (1 + (r - 1) u) with r = sqrt(height * width / base) * sqrt(latent frames) * scale, sizes in pixels.
+    Raises ValueError unless `num_frames` is 1 or a multiple of 17: Open-Sora counts floor(frames / 17) * 5 latents,
+    so that 2 to 16 frames counted none, every t became 0, and 1000 became NaN.
+    """
+    frames = torch.as_tensor(num_frames, device=t.device)
+    refused = (frames != 1) & ((frames % CHUNK_FRAMES != 0) | (frames < 1))
+    if refused.any():
+        raise ValueError(
+            f"num_frames {num_frames}: the timestep shift counts whole chunks of 17 = 1+4+4+4+4 frames, which become "
+            f"5 latents, or a single image; use 1 or a multiple of 17"
+        )
+    latent_frames = torch.where(frames == 1, 1, frames // CHUNK_FRAMES * CHUNK_LATENTS).float()
+    area = torch.as_tensor(height, device=t.device).float() * torch.as_tensor(width, device=t.device).float()
+    ratio = (area / base).sqrt() * latent_frames.sqrt() * scale
+    u = t.float() / NUM_TIMESTEPS
+    return ratio * u / (1 + (ratio - 1) * u) * NUM_TIMESTEPS
+
+
+def add_noise(x0: Tensor, noise: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Latents and noise (B, c, t, h, w) at timesteps (B,) -> x_t of the same shape.
+
+    Frames where `mask` (B, t) is False enter clean, exactly.
+    """
+    u = rearrange(t.float() / NUM_TIMESTEPS, "b -> b 1 1 1 1")
+    noisy = (1 - u) * x0 + u * noise
+    return noisy if mask is None else torch.where(rearrange(mask, "b t -> b 1 t 1 1"), noisy, x0)
+
+
+def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
+    """The way from noise to data, the same at every t: x0 - noise."""
+    return x0 - noise
+
+
+def loss_per_sample(prediction: Tensor, x0: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Prediction (B, c or 2c, t, h, w) -> (B,) float32 mean squared error of the velocity.
+
+    Only the first c channels count, and only frames where `mask` (B, t) is True. A sample with no such frame has
+    nothing to learn: its loss is 0.
+    """
+    velocity = prediction[:, : x0.shape[1]].float()
+    per_frame = reduce((velocity - velocity_target(x0, noise).float()).square(), "b c t h w -> b t", "mean")
+    if mask is None:
+        return reduce(per_frame, "b t -> b", "mean")
+    kept = per_frame.masked_fill(~mask, 0.0)  # filled, not multiplied: 0 * inf is NaN
+    return reduce(kept, "b t -> b", "sum") / reduce(mask.float(), "b t -> b", "sum").clamp(min=1)
+
+
+def euler_timesteps(steps: int, transform: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """-> (steps + 1,) float32 from 1000 down to 0, evenly spaced and then, but for the end, transformed.
+
+    `transform` is `timestep_transform` of the video's size, with its scale left at 1, whatever it was in training.
+    """
+    if steps < 1:
+        raise ValueError(f"{steps} sampling steps; take at least one")
+    even = (1 - torch.arange(steps, dtype=torch.float64) / steps).float() * NUM_TIMESTEPS
+    return torch.cat([even if transform is None else transform(even), torch.zeros(1)])
+
+
+@torch.no_grad()
+def sample_euler(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, timesteps: Tensor) -> Tensor:
+    """Noise (B, c, t, h, w) -> latents, by straight steps along `velocity(latents, t (B,)) -> (B, c, t, h, w)`.
+
+    `timesteps` are `euler_timesteps`. A guided model is a velocity: `functools.partial(guided, model, ...)`; so is one
+    that also moves a progress bar.
+    """
+    latents = noise
+    for now, later in pairwise(timesteps):
+        t = repeat(now.to(noise.device), "-> b", b=noise.shape[0])
+        latents = latents + velocity(latents, t) * ((now - later) / NUM_TIMESTEPS).to(noise.device)
+    return latents

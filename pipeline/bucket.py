@@ -1,0 +1,32 @@
+"""Buckets: which (height, width) a video is encoded at, and how its frames are brought there."""
+
+import math
+from collections.abc import Sequence
+
+
+def choose_bucket(height: int, width: int, buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The bucket of the nearest aspect ratio; of several, the largest that needs no upscaling, else the smallest."""
+
+    def preference(bucket: tuple[int, int]) -> tuple[float, bool, int]:
+        aspect_error = abs(math.log((bucket[0] / bucket[1]) / (height / width)))
+        upscales = bucket[0] > height or bucket[1] > width
+        area = bucket[0] * bucket[1]
+        return round(aspect_error, 9), upscales, area if upscales else -area
+
+    return min(buckets, key=preference)
+
+
+def cover_size(height: int, width: int, bucket: tuple[int, int]) -> tuple[int, int]:
+    """The smallest (height, width) of the source's aspect ratio that covers the bucket."""
+    scale = max(bucket[0] / height, bucket[1] / width)
+    return max(bucket[0], round(height * scale)), max(bucket[1], round(width * scale))
+
+
+def crop_offset(size: tuple[int, int], bucket: tuple[int, int]) -> tuple[int, int]:
+    """(top, left) of the centre crop."""
+    return (size[0] - bucket[0]) // 2, (size[1] - bucket[1]) // 2
+
+
+def bucket_name(bucket: tuple[int, int]) -> str:
+    """(240, 426) -> 240x426: height first, as everywhere."""
+    return f"{bucket[0]}x{bucket[1]}"

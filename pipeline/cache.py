@@ -1,0 +1,59 @@
+"""Where things lie in a cache. The one place that knows the names of its files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The folder `root`, as paths.
+
+    A shard is named by its path below `latents/` without ending, `<H>x<W>/<generation>-<number>`. A column (latents,
+    or one text encoder's) holds `<shard>.tar` and, as its commit record, the sidecar `<shard>.parquet`.
+    """
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest" / "part-00000.parquet"
+
+    @property
+    def index(self) -> Path:
+        return self.root / "index.parquet"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def latents(self) -> Path:
+        return self.root / "latents"
+
+    def text(self, encoder: str) -> Path:
+        return self.root / "text" / encoder
+
+    def text_index(self, encoder: str) -> Path:
+        return self.text(encoder) / "index.parquet"
+
+    def plan(self, generation: int) -> Path:
+        return self.root / "plan" / f"gen-{generation:04d}.parquet"
+
+    def plans(self) -> list[Path]:
+        """Every generation of the plan, oldest first."""
+        return sorted((self.root / "plan").glob("gen-*.parquet"))
+
+    def quarantine(self, name: str) -> Path:
+        """The quarantine of one stage or shard; a stage that runs again replaces its own."""
+        return self.root / "quarantine" / f"{name.replace('/', '-')}.parquet"
+
+    def quarantines(self) -> list[Path]:
+        return sorted((self.root / "quarantine").glob("*.parquet"))
+
+
+def tar_path(column: Path, shard: str) -> Path:
+    return column / f"{shard}.tar"
+
+
+def sidecar_path(column: Path, shard: str) -> Path:
+    return column / f"{shard}.parquet"

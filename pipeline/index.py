@@ -1,0 +1,40 @@
+"""The index: the sidecars of all committed shards in plan order, as one table per column."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.cache import sidecar_path
+from pipeline.errors import Refused
+from pipeline.recipe import Recipe
+from pipeline.tables import read_metadata, read_table, write_table
+
+
+def merge_index(index: Path, column: Path, shards: Sequence[str], row_type: type) -> bool:
+    """Publish the sidecars of `shards` as one table; False where the index already holds exactly these shards."""
+    sidecars = [sidecar_path(column, shard) for shard in shards]
+    footers = [read_metadata(sidecar) for sidecar in sidecars]
+    identity = hashlib.sha256("\n".join(footer["tar_sha256"] for footer in footers).encode()).hexdigest()
+    if index.exists() and read_metadata(index).get("shards_sha256") == identity:
+        return False
+    recipes = {footer["recipe"] for footer in footers}
+    if len(recipes) > 1:
+        raise Refused(f"{column} mixes shards of {len(recipes)} recipes; delete those made by another recipe")
+    table = pa.concat_tables([read_table(sidecar, row_type) for sidecar in sidecars])
+    write_table(index, table.replace_schema_metadata({"recipe": recipes.pop(), "shards_sha256": identity}))
+    return True
+
+
+def open_index(index: Path, recipe: Recipe, row_type: type, verb: str) -> pa.Table:
+    """The table of one column; Refused where `verb` has not written it or another recipe made it."""
+    if not index.exists():
+        raise Refused(f"{index}: not found; run `{verb}` first, or set data.cache")
+    found = read_metadata(index)["recipe"]
+    if found != recipe.fingerprint():
+        raise Refused(
+            f"{index}: made by recipe {found[:16]}, the run wants {recipe.fingerprint()[:16]}; "
+            f"encode again into another data.cache"
+        )
+    return read_table(index, row_type)

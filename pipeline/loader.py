@@ -1,0 +1,155 @@
+"""Schedule -> batches: members read by byte offset from the tars and collated into one typed batch."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.cache import Cache, tar_path
+from pipeline.errors import Refused
+from pipeline.index import open_index
+from pipeline.recipe import Recipe
+from pipeline.records import Sample, TextSample
+from pipeline.sample import read_array
+from pipeline.schedule import Schedule, Slot, rank_steps
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The two columns of a cache, row by row the same clips."""
+
+    cache: Cache
+    recipe: Recipe
+    samples: pa.Table  # of Sample
+    texts: pa.Table  # of TextSample
+    text_encoder: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a global batch; all samples of one bucket."""
+
+    latents: Tensor  # (B, c, t, h, w) float16, normalized
+    text: Tensor  # (B, L, dim) float16, padded with zeros to the longest caption here
+    text_mask: Tensor  # (B, L) bool, True = a token
+    fps: Tensor  # (B,) float32
+    height: Tensor  # (B,) float32, pixels
+    width: Tensor  # (B,) float32, pixels
+    weights: Tensor  # (B,) float32, 0 for fillers
+    positions: Tensor  # (B,) int64, in the global batch
+    keys: tuple[str, ...]
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory; DataLoader calls it where a GPU will read."""
+        values = vars(self).items()
+        return Batch(**{name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in values})
+
+
+def open_training_set(cache: Cache, recipe: Recipe, text_encoder: str) -> TrainingSet:
+    """Open both columns; Refused where one is missing, made by another recipe, or behind the other."""
+    samples = open_index(cache.index, recipe, Sample, "encode")
+    texts = open_index(cache.text_index(text_encoder), recipe, TextSample, "text")
+    if samples["key"] != texts["key"]:
+        raise Refused(
+            f"{cache.text_index(text_encoder)}: {texts.num_rows} captions for {samples.num_rows} clips of "
+            f"{cache.index}, or in another order; run `text` again"
+        )
+    if not samples.num_rows:
+        raise Refused(f"{cache.index}: holds no clips; everything is in the quarantine")
+    return TrainingSet(cache, recipe, samples, texts, text_encoder)
+
+
+class ClipReader(Dataset):
+    """Slot -> (slot, latents (c, t, h, w), text (tokens, dim)); reads exactly the bytes of the members."""
+
+    def __init__(self, training_set: TrainingSet) -> None:
+        self.latents_column = training_set.cache.latents
+        self.text_column = training_set.cache.text(training_set.text_encoder)
+        self.samples = training_set.samples
+        self.texts = training_set.texts
+        self._handles: dict[Path, int] = {}
+
+    def __getitem__(self, slot: Slot) -> tuple[Slot, np.ndarray, np.ndarray]:
+        latents = self._read(self.latents_column, self.samples, "latent", slot.row)
+        text = self._read(self.text_column, self.texts, "text", slot.row)
+        return slot, latents, text
+
+    def _read(self, column: Path, table: pa.Table, member: str, row: int) -> np.ndarray:
+        shard, offset, size, checksum = (
+            table[name][row].as_py()
+            for name in ("shard", f"{member}_offset", f"{member}_bytes", f"{member}_crc32c")
+        )
+        path = tar_path(column, shard)
+        content = os.pread(self._handle(path), size, offset)
+        if len(content) != size or google_crc32c.value(content) != checksum:
+            raise Refused(
+                f"{path}: the member at byte {offset} is damaged (its checksum is not the sidecar's); "
+                f"delete the shard's tar and parquet, then run `encode` and `text` again"
+            )
+        return read_array(content)
+
+    def _handle(self, path: Path) -> int:
+        if path not in self._handles:
+            self._handles[path] = os.open(path, os.O_RDONLY)
+        return self._handles[path]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_handles": {}}  # workers open their own
+
+    def collate(self, items: list[tuple[Slot, np.ndarray, np.ndarray]]) -> Batch:
+        """Items of one bucket -> a batch; captions padded to the longest."""
+        slots, latents, texts = zip(*items, strict=True)
+        length = max(1, *(len(text) for text in texts))
+        text = np.zeros((len(texts), length, texts[0].shape[1]), np.float16)
+        text_mask = np.zeros((len(texts), length), bool)
+        for place, tokens in enumerate(texts):
+            text[place, : len(tokens)] = tokens
+            text_mask[place, : len(tokens)] = True
+        rows = self.samples.take([slot.row for slot in slots])
+        fps, height, width = (
+            torch.tensor(rows[name].to_pylist(), dtype=torch.float32) for name in ("fps", "height", "width")
+        )
+        return Batch(
+            latents=torch.from_numpy(np.stack(latents)),
+            text=torch.from_numpy(text),
+            text_mask=torch.from_numpy(text_mask),
+            fps=fps,
+            height=height,
+            width=width,
+            weights=torch.tensor([slot.weight for slot in slots]),
+            positions=torch.tensor([slot.position for slot in slots]),
+            keys=tuple(rows["key"].to_pylist()),
+        )
+
+
+class _Steps:
+    """The batch sampler of one rank: a fresh iterator each time, as DataLoader expects."""
+
+    def __init__(self, schedule: Schedule, steps: range, rank: int, num_ranks: int) -> None:
+        self.arguments = (schedule, steps, rank, num_ranks)
+
+    def __iter__(self) -> Iterator[list[Slot]]:
+        return rank_steps(*self.arguments)
+
+
+def load_batches(
+    training_set: TrainingSet, schedule: Schedule, steps: range, rank: int, num_ranks: int, num_workers: int
+) -> Iterator[Batch]:
+    """One rank's batches for the given steps, in order, read ahead by `num_workers` processes."""
+    reader = ClipReader(training_set)
+    sampler = _Steps(schedule, steps, rank, num_ranks)
+    loader = DataLoader(
+        reader,
+        batch_sampler=sampler,  # pyright: ignore[reportArgumentType]  # yields slots where DataLoader says indices
+        collate_fn=reader.collate,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)

@@ -1,0 +1,94 @@
+"""What a cache is made of. Its fingerprint travels with every shard, and caches of two recipes never mix."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from models.latent_spec import LatentSpec
+from pipeline.errors import Refused
+from pipeline.storage import publish
+
+Tail = Literal["drop"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides which latents a video becomes, and their values."""
+
+    latent: LatentSpec
+    fps: float  # clips are sampled at this rate, or at the video's own where that is lower
+    buckets: tuple[tuple[int, int], ...]  # (height, width) in pixels
+    max_chunks: int  # of one clip
+    tail: Tail  # what becomes of the frames behind the last whole chunk
+    dtype: Literal["float16"] = "float16"  # of the cached latents
+    frames: str = "nearest presentation timestamp"
+    resize: str = "cover, bicubic, centre crop"
+    pixels: str = "RGB in [-1, 1]"
+
+    def __post_init__(self) -> None:
+        for height, width in self.buckets:
+            self.latent.latent_shape(self.latent.chunk_frames, height, width)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` is the inverse."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Recipe":
+        """The recipe that `to_dict` wrote; TypeError on unknown or missing fields."""
+        buckets = tuple((height, width) for height, width in fields["buckets"])
+        return cls(**{**fields, "latent": LatentSpec.from_dict(fields["latent"]), "buckets": buckets})
+
+    def fingerprint(self) -> str:
+        """SHA-256 over every field."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def differences(found: Recipe, wanted: Recipe) -> list[str]:
+    """One line per field that differs, named by its dotted path."""
+    return [
+        f"{name}: found {old!r}, wanted {new!r}"
+        for (name, old), (_, new) in zip(_leaves(found.to_dict()), _leaves(wanted.to_dict()), strict=True)
+        if old != new
+    ]
+
+
+def _leaves(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves = []
+    for name, value in fields.items():
+        leaves += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return leaves
+
+
+def read_recipe(cache: Path) -> Recipe:
+    """The recipe of a cache; Refused where there is none or it was edited."""
+    path = cache / "recipe.json"
+    if not path.exists():
+        raise Refused(f"{path}: not found, so {cache} is not a cache yet; run `plan` first or set data.cache")
+    document = json.loads(path.read_text())
+    recipe = Recipe.from_dict(document["recipe"])
+    if recipe.fingerprint() != document["fingerprint"]:
+        raise Refused(
+            f"{path}: its fields have fingerprint {recipe.fingerprint()[:16]}, it says {document['fingerprint'][:16]}; "
+            f"it was edited or written by another version: restore it, or encode into a new data.cache"
+        )
+    return recipe
+
+
+def check_recipe(cache: Path, wanted: Recipe) -> None:
+    """Refuse a cache that another recipe made, naming the fields that differ."""
+    found = read_recipe(cache)
+    if found != wanted:
+        lines = "; ".join(f"recipe.{line}" for line in differences(found, wanted))
+        raise Refused(f"{cache} was made by another recipe: {lines}. Change [recipe] back, or use another data.cache")
+
+
+def bind_recipe(cache: Path, recipe: Recipe) -> None:
+    """Make `cache` a cache of this recipe: write recipe.json if there is none, refuse another one."""
+    path = cache / "recipe.json"
+    if path.exists():
+        return check_recipe(cache, recipe)
+    document = {"fingerprint": recipe.fingerprint(), "recipe": recipe.to_dict()}
+    publish(path, (json.dumps(document, indent=2) + "\n").encode())

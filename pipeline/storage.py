@@ -1,0 +1,44 @@
+"""Files that are either wholly there or not there at all."""
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+
+def publish(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
+    """Write `content` to `path` whole: aside, fsync, rename, fsync of the folder.
+
+    A reader sees the old file or the new one; a crash leaves at most a hidden `.tmp` file behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(aside, "w+b") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed writers of `path` left aside."""
+    for aside in path.parent.glob(f".{path.name}.*.tmp"):
+        aside.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

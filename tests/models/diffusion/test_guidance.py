@@ -1,0 +1,66 @@
+"""Classifier-free guidance on a small transformer."""
+
+from typing import Any
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from models.diffusion.guidance import guided
+from models.dit.stdit3 import STDiT3, STDiT3Config
+
+
+def small() -> tuple[STDiT3, dict[str, Any]]:
+    torch.manual_seed(0)
+    model = STDiT3(STDiT3Config(hidden_size=32, depth=1, num_heads=2, caption_channels=12, max_text_tokens=7))
+    given = {
+        "latents": torch.randn(2, 4, 3, 4, 6),
+        "timestep": torch.tensor([900.0, 20.0]),
+        "text": torch.randn(2, 5, 12),
+        "text_mask": torch.tensor([[True] * 5, [True] * 2 + [False] * 3]),
+        "fps": torch.tensor([24.0, 8.0]),
+        "height": torch.full((2,), 32.0),
+        "width": torch.full((2,), 48.0),
+        "x_mask": torch.tensor([[True] * 3, [False, True, True]]),
+    }
+    return model.eval(), given
+
+
+@torch.no_grad()
+def test_scale_one_is_the_caption_alone_in_one_single_call() -> None:
+    model, given = small()
+    batches: list[int] = []
+    model.register_forward_hook(lambda module, args, out: batches.append(len(out)))
+    velocity = guided(model, **given, null_text=model.null_text(7), scale=1.0)
+    assert batches == [2]
+    assert torch.equal(velocity, model(**given)[:, :4])
+
+
+@torch.no_grad()
+def test_other_scales_are_the_formula_in_one_doubled_call() -> None:
+    model, given = small()
+    with_text = model(**given)[:, :4]
+    without = model(**{**given, "text": repeat(model.null_text(5), "l dim -> b l dim", b=2)})[:, :4]
+    assert (with_text - without).abs().max() > 1e-2
+    batches: list[int] = []
+    model.register_forward_hook(lambda module, args, out: batches.append(len(out)))
+    for scale in (0.0, 2.0, 7.0):
+        velocity = guided(model, **given, null_text=model.null_text(7), scale=scale)
+        torch.testing.assert_close(velocity, without + scale * (with_text - without), atol=2e-5, rtol=0)
+    assert batches == [4, 4, 4]
+
+
+@torch.no_grad()
+def test_the_null_caption_is_as_long_as_the_prompt() -> None:
+    model, given = small()
+    null = model.null_text(7).clone()
+    velocity = guided(model, **given, null_text=null, scale=3.0)
+
+    def changed(row: int) -> Tensor:
+        other = null.clone()
+        other[row] += 5.0
+        return (guided(model, **given, null_text=other, scale=3.0) - velocity).abs().amax((1, 2, 3, 4)) > 1e-4
+
+    assert changed(1).tolist() == [True, True]
+    assert changed(3).tolist() == [True, False]  # the second prompt has two tokens
+    assert changed(6).tolist() == [False, False]
