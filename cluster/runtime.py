@@ -4,6 +4,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -31,6 +32,14 @@ def connect(address: str = "", num_cpus: int = 0) -> None:
         ray.init(address=address, **quiet)
     else:
         ray.init(num_cpus=max(num_cpus, os.cpu_count() or 1), include_dashboard=False, **quiet)
+        _keep_token_private()
+
+
+def _keep_token_private() -> None:
+    """Ray makes the token that opens its clusters readable for everybody on the machine; make it ours alone."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists():
+        token.chmod(0o600)
 
 
 def count(resource: str) -> int:
@@ -57,9 +66,9 @@ def share_out(
 ) -> Iterator[tuple[Item, Any]]:
     """Give each item to one of `num_workers` actors and yield (item, result) as they are done.
 
-    Items are hashable. An actor has a method `do(item, upcoming)`; `upcoming` is the item it will be given next (or None), so that it
-    can prepare. When an actor dies it is replaced and its items are done again; WorkerLost where one item has taken
-    `max_attempts` actors with it. An exception of `do` itself ends the work and is raised here.
+    Items are hashable. An actor has a method `do(item, upcoming)`; `upcoming` is the item it will be given next (or
+    None), so that it can prepare. When an actor dies it is replaced and its items are done again; WorkerLost where one
+    item has taken `max_attempts` actors with it. An exception of `do` itself ends the work and is raised here.
     """
     waiting = deque(items)
     attempts: Counter[Item] = Counter()
@@ -81,7 +90,7 @@ def share_out(
             except RayActorError as error:
                 attempts[lane.current] += 1
                 if attempts[lane.current] >= max_attempts:
-                    raise WorkerLost(f"{lane.current} took {max_attempts} workers with it; the last: {error}") from error
+                    raise WorkerLost(f"{max_attempts} workers died of {lane.current}; the last: {error}") from error
                 if lane.upcoming is not None:
                     waiting.appendleft(lane.upcoming)
                 start(start_worker(), lane.current)

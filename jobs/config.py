@@ -1,16 +1,19 @@
 """The run's one configuration: run.toml, with overrides from the command line. Each knob and its default stand here."""
 
 import sys
+from collections.abc import Iterable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
+from models.diffusion.rectified_flow import CHUNK_FRAMES
 from models.dit import DITS
 from models.latent_spec import LatentSpec
 from models.text import TEXT_ENCODERS
@@ -29,10 +32,24 @@ class ConfigError(Refused):
     """The configuration or the command line is wrong; exit code 2."""
 
 
+def _known_encoder(name: str) -> str:
+    return _one_of(TEXT_ENCODERS, name)
+
+
+def _known_dit(name: str) -> str:
+    return _one_of(DITS, name)
+
+
+def _one_of(known: Iterable[str], name: str) -> str:
+    if name not in known:
+        raise ValueError(f"not known; known: {', '.join(known)}")
+    return name
+
+
 class Section(BaseModel):
     """Frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
 class DataConfig(Section):
@@ -79,12 +96,12 @@ class EncodeConfig(Section):
 
 
 class TextConfig(Section):
-    encoder: str = "bytes"
+    encoder: Annotated[str, AfterValidator(_known_encoder)] = "bytes"
     """bytes (no weights needed)."""
 
 
 class ModelConfig(Section):
-    name: str = "stdit3-tiny"
+    name: Annotated[str, AfterValidator(_known_dit)] = "stdit3-tiny"
     """A preset: stdit3-tiny, stdit3-xl/2 or stdit3-3b/2."""
     overrides: dict[str, int | float | bool] = {}
     """Fields of the preset to change, such as {depth = 8}."""
@@ -149,34 +166,18 @@ class ClusterConfig(Section):
 class RunConfig(Section):
     """A whole run.toml."""
 
-    data: DataConfig = DataConfig()
-    recipe: RecipeConfig = RecipeConfig()
-    encode: EncodeConfig = EncodeConfig()
-    text: TextConfig = TextConfig()
-    model: ModelConfig = ModelConfig()
-    train: TrainConfig = TrainConfig()
-    sample: SampleConfig = SampleConfig()
-    cluster: ClusterConfig = ClusterConfig()
-
-    @field_validator("text")
-    @classmethod
-    def _known_encoder(cls, text: TextConfig) -> TextConfig:
-        return _one_of(text, "encoder", text.encoder, TEXT_ENCODERS)
-
-    @field_validator("model")
-    @classmethod
-    def _known_model(cls, model: ModelConfig) -> ModelConfig:
-        return _one_of(model, "name", model.name, DITS)
+    data: DataConfig = Field(default_factory=DataConfig)
+    recipe: RecipeConfig = Field(default_factory=RecipeConfig)
+    encode: EncodeConfig = Field(default_factory=EncodeConfig)
+    text: TextConfig = Field(default_factory=TextConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    sample: SampleConfig = Field(default_factory=SampleConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
 
     @property
     def cache(self) -> Cache:
         return Cache(self.data.cache)
-
-
-def _one_of(section: Any, field: str, value: str, known: Any) -> Any:
-    if value not in known:
-        raise ValueError(f"{field} = {value!r} is not known; known: {', '.join(known)}")
-    return section
 
 
 def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
@@ -200,8 +201,23 @@ def make_config(document: dict[str, Any], origin: str) -> RunConfig:
         config = RunConfig.model_validate(document)
     except ValidationError as error:
         raise ConfigError(f"{origin}: " + "; ".join(_explain(dict(one)) for one in error.errors())) from error
-    load_configured_vae(config)  # sizes and frames that do not fit are told here, before anything runs
+    _check_across_sections(config)
     return config
+
+
+def _check_across_sections(config: RunConfig) -> None:
+    """Tell what does not fit together here, before anything runs."""
+    load_configured_vae(config)
+    try:
+        replace(DITS[config.model.name], **config.model.overrides)
+    except (TypeError, ValueError) as error:
+        known = ", ".join(field.name for field in fields(DITS[config.model.name]))
+        raise ConfigError(f"model.overrides: {error}; fields of {config.model.name}: {known}") from error
+    if config.train.timestep_transform and config.recipe.chunk_frames != CHUNK_FRAMES:
+        raise ConfigError(
+            f"train.timestep_transform: Open-Sora's formula counts {CHUNK_FRAMES}-frame chunks, recipe.chunk_frames is "
+            f"{config.recipe.chunk_frames}; set train.timestep_transform=false"
+        )
 
 
 def _explain(error: dict[str, Any]) -> str:
@@ -230,9 +246,12 @@ def load_configured_vae(config: RunConfig) -> VideoVAE:
     """The VAE that [recipe] names; ConfigError where it cannot be, or does not fit the buckets."""
     try:
         vae = load_vae(config.recipe.vae, config.recipe.vae_path, chunk_frames=config.recipe.chunk_frames)
+    except ValueError as error:
+        raise ConfigError(f"recipe.vae or recipe.chunk_frames: {error}") from error
+    try:
         make_recipe(config, vae.spec)
     except ValueError as error:
-        raise ConfigError(f"recipe: {error}") from error
+        raise ConfigError(f"recipe.buckets: {error}") from error
     return vae
 
 
@@ -252,13 +271,22 @@ def template() -> str:
     lines = ["# Every knob of latentmill, at its default. Delete what you do not change.", ""]
     for name, field in RunConfig.model_fields.items():
         lines.append(f"[{name}]")
-        section = field.default
-        for key, knob in type(section).model_fields.items():
-            value = _toml(getattr(section, key))
+        section: Any = field.annotation
+        for key, knob in section.model_fields.items():
+            value = _toml(knob.default)
             comment = f"  # {knob.description}" if knob.description else ""
             lines.append(f"{key} = {value}{comment}" if value else f"# {key} = ...{comment}")
         lines.append("")
     return "\n".join(lines)
+
+
+def toml_document(sections: dict[str, dict[str, Any]]) -> str:
+    """Sections of knobs as a TOML document."""
+    blocks = [
+        "\n".join([f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in knobs.items())])
+        for name, knobs in sections.items()
+    ]
+    return "\n\n".join(blocks) + "\n"
 
 
 def _toml(value: Any) -> str:

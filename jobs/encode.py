@@ -205,15 +205,13 @@ class Encoder:
         ]
 
         def rows(where: dict[str, Member]) -> list[Sample]:
-            return [
-                make_sample(clip, work.shard, starts_s[clip.key], self.recipe, where) for _, clip in good
-            ]
+            return [make_sample(clip, work.shard, starts_s[clip.key], self.recipe, where) for _, clip in good]
 
         paths = {one.video.id: one.video.path for one in work.videos}
         set_aside(
             self.cache,
             work.shard,
-            [Quarantined(paths[bad.video], "", "decode", bad.reason, bad.attempts) for bad in failed.values()],
+            [Quarantined(paths[bad.video], "decode", bad.reason, bad.attempts) for bad in failed.values()],
         )
         write_shard(self.cache.latents, work.shard, packed, Sample, rows, dict(work.facts))
 

@@ -82,7 +82,8 @@ class Engine:
         deepspeed.init_distributed()
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.settings = settings
-        self._deepspeed, *_ = deepspeed.initialize(
+        initialize: Any = deepspeed.initialize  # its annotations do not admit what it documents
+        self._deepspeed, *_ = initialize(
             model=model,
             model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
             config=deepspeed_config(settings, samples_per_rank, num_parameters),
@@ -147,7 +148,9 @@ def _commit(aside: Path, final: Path, step: int, ranks: int) -> None:
     files = {str(path.relative_to(aside)): path.stat().st_size for path in sorted(aside.rglob("*")) if path.is_file()}
     shards = [name for name in files if name.endswith("_optim_states.pt")]
     if len(shards) != ranks or not all(files.values()):
-        raise RuntimeError(f"{aside}: found {len(shards)} optimizer shards, wanted {ranks}, none of them empty: {files}")
+        raise RuntimeError(
+            f"{aside}: found {len(shards)} optimizer shards, wanted {ranks}, none of them empty: {files}"
+        )
     for name in files:
         with open(aside / name, "rb") as file:
             os.fsync(file.fileno())

@@ -76,3 +76,9 @@ def encode_frames(file: BinaryIO, frames: NDArray[np.uint8], rate: Fraction) -> 
             yuv.pts, yuv.time_base = index, 1 / rate
             container.mux(stream.encode(yuv))
         container.mux(stream.encode(None))
+
+
+def read_mp4(path: str | Path) -> NDArray[np.uint8]:
+    """All frames of a small video: uint8 (T, H, W, 3) RGB."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])

@@ -2,6 +2,8 @@
 
 from dataclasses import asdict
 
+from jobs.config import RunConfig, configured_recipe
+from jobs.progress import Events, say
 from pipeline.cache import Cache
 from pipeline.errors import Refused
 from pipeline.plan import latent_bytes, make_plan, shards_of
@@ -9,9 +11,6 @@ from pipeline.quarantine import set_aside
 from pipeline.recipe import bind_recipe
 from pipeline.records import Clip, Video
 from pipeline.tables import read_records, write_records
-
-from jobs.config import RunConfig, configured_recipe
-from jobs.progress import Events, say
 
 
 def plan(config: RunConfig) -> int:
@@ -22,7 +21,9 @@ def plan(config: RunConfig) -> int:
     bind_recipe(cache.root, recipe)
     planned = {clip.video for clip in read_plan(cache)}
     generation = len(cache.plans())
-    made = make_plan((video for video in videos if video.id not in planned), recipe, config.encode.shard_bytes, generation)
+    made = make_plan(
+        (video for video in videos if video.id not in planned), recipe, config.encode.shard_bytes, generation
+    )
     if not made.clips and not planned:
         reasons = "; ".join(f"{one.path}: {one.reason}" for one in made.quarantined[:3])
         raise Refused(f"{cache.manifest}: none of the {len(videos)} videos gives a clip: {reasons}")

@@ -55,6 +55,8 @@ class Bar:
         self.move_to(self.done + steps, note)
 
     def move_to(self, done: int, note: str = "") -> None:
+        if done == self.done and self.screen is None:
+            return
         self.done = done
         if self.screen is not None and self.task is not None:
             self.screen.update(self.task, completed=done, note=note)

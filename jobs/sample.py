@@ -63,7 +63,13 @@ def sample(config: RunConfig) -> int:
 
 @torch.inference_mode()
 def generate(
-    model: Any, config: RunConfig, trained: dict[str, Any], prompts: list[str], numbers: list[int], height: int, width: int
+    model: Any,
+    config: RunConfig,
+    trained: dict[str, Any],
+    prompts: list[str],
+    numbers: list[int],
+    height: int,
+    width: int,
 ) -> Tensor:
     """Prompts -> normalized latents (B, c, t, h, w). Each video's noise is drawn by (sample.seed, its number)."""
     settings, recipe = config.sample, Recipe.from_dict(trained["recipe"])

@@ -3,15 +3,14 @@
 import os
 from dataclasses import replace
 
+from jobs.config import RunConfig
+from jobs.progress import Events, progress, say
 from pipeline.cache import Cache
 from pipeline.errors import BadVideo, Refused
 from pipeline.quarantine import set_aside
 from pipeline.records import Quarantined, Source, Video
 from pipeline.scan import drop_duplicates, list_sources, probe
 from pipeline.tables import read_records, write_records
-
-from jobs.config import RunConfig
-from jobs.progress import Events, progress, say
 
 
 def scan(config: RunConfig) -> int:
@@ -30,7 +29,7 @@ def scan(config: RunConfig) -> int:
             try:
                 videos.append(_facts(source, known))
             except BadVideo as error:
-                bad.append(Quarantined(source.path, "", "scan", str(error), 1))
+                bad.append(Quarantined(source.path, "scan", str(error), 1))
             bar.advance()
     kept, duplicates = drop_duplicates(videos)
     if not kept:

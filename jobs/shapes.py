@@ -115,7 +115,7 @@ def draw(clip: ShapeClip, rng: random.Random) -> NDArray[np.uint8]:
     radius = side * rng.uniform(0.20, 0.22)
     reach = side / 2 - SHAPES[clip.shape] * radius - side / 32  # how far from the centre the shape's centre may go
     heading = np.array(DIRECTIONS[clip.direction], dtype=float)
-    sideways = heading[::-1] * rng.uniform(-0.6, 0.6) * reach
+    sideways = heading[::-1] * rng.uniform(-0.1, 0.1) * reach
     middle = np.array([clip.height, clip.width]) / 2
     background = np.full(3, rng.uniform(16, 48))
     ys, xs = np.mgrid[: clip.height, : clip.width] + 0.5  # (H, W) pixel centres

@@ -155,11 +155,11 @@ class Metrics:
         self.path = out / "metrics.jsonl"
         kept = [line for line in read_metrics(self.path) if line["step"] <= start]
         publish(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self.file = open(self.path, "a", encoding="utf-8", buffering=1)
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, **values: float) -> None:
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(f"train/{name}", value, step)
 

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import av
+import av.logging
 import decord
 import numpy as np
+from av.error import FFmpegError
 from einops import rearrange
 
 from pipeline.bucket import cover_size, crop_offset
@@ -120,7 +122,7 @@ def _read_av(
                     yield target, _upright(frame, height, width)
                     target = next(remaining, None)
                 decoded += 1
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise BadVideo(f"damaged: after {decoded} of {len(times_s)} frames: {error}") from error
     if target is not None:
         raise BadVideo(f"damaged: {decoded} of {len(times_s)} frames can be decoded")

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import google_crc32c
@@ -48,8 +48,9 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory; DataLoader calls it where a GPU will read."""
-        values = vars(self).items()
-        return Batch(**{name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in values})
+        return replace(
+            self, **{name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        )
 
 
 def open_training_set(cache: Cache, recipe: Recipe, text_encoder: str) -> TrainingSet:
@@ -83,8 +84,7 @@ class ClipReader(Dataset):
 
     def _read(self, column: Path, table: pa.Table, member: str, row: int) -> np.ndarray:
         shard, offset, size, checksum = (
-            table[name][row].as_py()
-            for name in ("shard", f"{member}_offset", f"{member}_bytes", f"{member}_crc32c")
+            table[name][row].as_py() for name in ("shard", f"{member}_offset", f"{member}_bytes", f"{member}_crc32c")
         )
         path = tar_path(column, shard)
         content = os.pread(self._handle(path), size, offset)

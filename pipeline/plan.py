@@ -48,7 +48,7 @@ def make_plan(videos: Iterable[Video], recipe: Recipe, shard_bytes: int, generat
         clips += found
         account += frames
         if reason:
-            quarantined.append(Quarantined(video.path, "", "plan", reason, 1))
+            quarantined.append(Quarantined(video.path, "plan", reason, 1))
     shards = _into_shards(clips, recipe, shard_bytes, generation)
     return Plan(tuple(shards), tuple(quarantined), account)
 

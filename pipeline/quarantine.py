@@ -1,4 +1,7 @@
-"""The quarantine: what could not be used, at which stage and why. One file per stage or shard, so that redoing replaces."""
+"""The quarantine: what could not be used, at which stage and why.
+
+One file per stage or shard, so that doing a stage again replaces what it said before.
+"""
 
 from collections.abc import Sequence
 
@@ -18,4 +21,4 @@ def set_aside(cache: Cache, name: str, quarantined: Sequence[Quarantined]) -> No
 
 def read_quarantine(cache: Cache) -> list[Quarantined]:
     """Everything in the quarantine, by path."""
-    return sorted(read_records(cache.quarantines(), Quarantined), key=lambda one: (one.path, one.key))
+    return sorted(read_records(cache.quarantines(), Quarantined), key=lambda one: one.path)

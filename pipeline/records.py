@@ -79,10 +79,9 @@ class TextSample:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A video or clip that could not be used."""
+    """A video that could not be used, wholly or in one shard."""
 
     path: str
-    key: str  # the clip's, empty where the whole video is meant
     stage: str  # scan | plan | decode
     reason: str
     attempts: int

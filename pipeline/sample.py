@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 
-from pipeline.records import Clip
 from pipeline.recipe import Recipe
+from pipeline.records import Clip
 
 
 def array_bytes(array: np.ndarray) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pyarrow.parquet as pq
+from av.error import FFmpegError
 
 from pipeline.errors import BadVideo, Refused
 from pipeline.records import Quarantined, Source, Video
@@ -49,7 +50,7 @@ def _list_folder(folder: Path, caption_from_name: bool) -> tuple[list[Source], l
             else:
                 caption = " ".join(path.stem.replace("-", "_").split("_")) if caption_from_name else ""
             sources.append(Source(str(path), caption))
-        elif not path.suffix == ".txt":
+        elif path.suffix != ".txt":
             passed_over.append(str(path.relative_to(folder)))
     return sources, passed_over
 
@@ -129,7 +130,7 @@ def probe(source: Source) -> Video:
         raise BadVideo("file not found") from error
     except PermissionError as error:
         raise BadVideo("permission to read it is denied") from error
-    except (av.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         raise BadVideo(f"damaged or not a video: {error}") from error
     if len(times_s) == 0:
         raise BadVideo("no timestamps")
@@ -160,5 +161,5 @@ def drop_duplicates(videos: Iterable[Video]) -> tuple[list[Video], list[Quaranti
     for video in sorted(videos, key=lambda video: video.path):
         first = kept.setdefault(video.id, video)
         if first is not video:
-            dropped.append(Quarantined(video.path, "", "scan", f"same content as {first.path}", 1))
+            dropped.append(Quarantined(video.path, "scan", f"same content as {first.path}", 1))
     return sorted(kept.values(), key=lambda video: video.id), dropped

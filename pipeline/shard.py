@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import google_crc32c
-import webdataset
+from webdataset.writer import TarWriter
 
 from pipeline.cache import sidecar_path, tar_path
 from pipeline.storage import publish
@@ -62,9 +62,7 @@ def write_shard(
 
 
 def _write_tar(file: BinaryIO, samples: Sequence[Packed]) -> dict[str, Member]:
-    writer = webdataset.TarWriter(
-        file, user="root", group="root", mode=0o644, encoder=False, mtime=0, format=tarfile.USTAR_FORMAT
-    )
+    writer = TarWriter(file, user="root", group="root", mode=0o644, encoder=False, mtime=0, format=tarfile.USTAR_FORMAT)
     for sample in samples:
         writer.write({"__key__": sample.key, **sample.members})
     writer.close()

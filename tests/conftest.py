@@ -1,0 +1,80 @@
+"""What the tests share: a small cache of moving shapes, made once by the real verbs on one local Ray cluster."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from cluster import runtime
+from jobs.config import RunConfig, load_config
+from jobs.encode import encode
+from jobs.plan import plan
+from jobs.scan import scan
+from jobs.shapes import make_shapes
+from jobs.text import text
+from jobs.train import train
+
+CACHE_OVERRIDES = ["recipe.fps=8", "recipe.buckets=[[64, 64]]", "recipe.max_chunks=2", "encode.shard_bytes=32768"]
+TRAIN_OVERRIDES = [
+    "model.overrides={depth = 1, hidden_size = 32, num_heads = 2}",
+    "train.batch=4",
+    "train.workers=2",
+    "train.loader_workers=0",
+    "train.precision=fp32",
+    "train.warmup_steps=1",
+    "train.lr=1e-2",
+]
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray for all tests; verbs called in this process use it."""
+    runtime.connect(num_cpus=4)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of ten captioned clips of one to three chunks at 8 fps."""
+    folder = tmp_path_factory.mktemp("shapes")
+    make_shapes(folder, num_clips=10)
+    return folder / "captions.csv"
+
+
+def cache_config(source: Path, root: Path, *more: str) -> RunConfig:
+    """A configuration for a small cache and a small model below `root`."""
+    places = [f"data.source={source}", f"data.cache={root / 'cache'}", f"train.out={root / 'run'}"]
+    return load_config(None, [*places, *CACHE_OVERRIDES, *TRAIN_OVERRIDES, *more])
+
+
+def fill_cache(config: RunConfig) -> None:
+    """Run every verb up to training."""
+    for verb in (scan, plan, encode, text):
+        verb(config)
+
+
+@pytest.fixture(scope="session")
+def cached(local_ray: None, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A filled cache; tests must not change it."""
+    config = cache_config(shapes, tmp_path_factory.mktemp("cached"))
+    fill_cache(config)
+    return config
+
+
+@pytest.fixture(scope="session")
+def trained(cached: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """Eight steps on the cache with ZeRO-2 on two workers, and a checkpoint after the fourth."""
+    out = tmp_path_factory.mktemp("trained")
+    settings = cached.train.model_copy(update={"out": out, "steps": 8, "checkpoint_every": 4})
+    config = cached.model_copy(update={"train": settings})
+    train(config)
+    return config
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder but the event log, by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "events.jsonl")
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,0 +1,120 @@
+"""The command line: one clear line and the right exit code for each way to hold it wrong."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from jobs.__main__ import app, main
+from jobs.mp4 import write_mp4
+from tests.test_end_to_end import moving_bar
+
+VERBS = ["init", "setup", "scan", "plan", "encode", "text", "train", "sample", "run", "demo"]
+
+
+Call = Callable[..., int]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Run `latentmill WORDS` in this process; returns its exit code."""
+    return partial(run_main, monkeypatch)
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["latentmill", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return stopped.value.code if isinstance(stopped.value.code, int) else 1
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").write_text('[recipe]\nfps = 8\nbuckets = [[64, 64]]\n[data]\nsource = "videos"\n')
+    return tmp_path
+
+
+def test_every_verb_is_there_and_explains_itself(call: Call, capsys: pytest.CaptureFixture) -> None:
+    assert [command.name or command.callback.__name__ for command in app.registered_commands] == VERBS  # pyright: ignore
+    for verb in VERBS:
+        assert call(verb, "--help") == 0
+        assert len(capsys.readouterr().out) > 200
+
+
+def test_python_m_jobs_is_the_console_script() -> None:
+    told = subprocess.run([sys.executable, "-m", "jobs", "--help"], capture_output=True, text=True, check=True)
+    assert "Raw videos in, a trained video diffusion transformer out." in told.stdout
+    assert "from jobs.__main__ import main" not in told.stderr
+
+
+def test_init_writes_a_configuration_and_keeps_an_old_one(
+    here: Path, call: Call, capsys: pytest.CaptureFixture
+) -> None:
+    assert call("init", "new.toml") == 0
+    written = (here / "new.toml").read_text()
+    assert call("init", "new.toml") == 2
+    assert "exists already" in capsys.readouterr().err
+    assert (here / "new.toml").read_text() == written
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["scan", "other.toml"], 2, "other.toml: not found; write one with `latentmill init`"),
+        (["scan", "recipe.fpz=3"], 2, "recipe.fpz: unknown key"),
+        (["scan", "recipe.chunk_frames=16"], 2, "16 frames do not fit dct"),
+        (["scan", "recipe.buckets=[[60,64]]"], 2, "height 60 is not a multiple of 8"),
+        (["scan"], 1, "videos not found; give a folder of videos"),
+        (["plan"], 1, "run `scan` first"),
+        (["encode"], 1, "run `plan` first"),
+        (["text"], 1, "run `plan` first"),
+        (["train"], 1, "run `plan` first"),
+        (["sample"], 1, "run `train` first"),
+    ],
+)
+def test_bad_use_is_one_line_and_a_code(
+    here: Path,
+    call: Call,
+    capsys: pytest.CaptureFixture,
+    words: list[str],
+    code: int,
+    message: str,
+) -> None:
+    assert call(*words) == code
+    told = capsys.readouterr().err
+    assert message in told and told.startswith("latentmill: ") and told.count("\n") == 1
+
+
+def test_an_empty_folder_is_told(here: Path, call: Call, capsys: pytest.CaptureFixture) -> None:
+    (here / "videos").mkdir()
+    (here / "videos" / "notes.md").write_text("nothing")
+    assert call("scan") == 1
+    assert "no videos in" in capsys.readouterr().err
+    assert not (here / "cache").exists()
+
+
+def test_a_quarantine_is_exit_code_three_and_a_table(here: Path, call: Call, capsys: pytest.CaptureFixture) -> None:
+    write_mp4(here / "videos" / "good.mp4", moving_bar(20, 1), 8)
+    (here / "videos" / "bad.mp4").write_text("not a video")
+    assert call("scan") == 3
+    told = capsys.readouterr().out
+    assert "bad.mp4" in told and "not a video" in told
+
+
+def test_a_shards_missing_video_stops_the_run_in_one_line(
+    local_ray: None, here: Path, call: Call, capsys: pytest.CaptureFixture
+) -> None:
+    """A broken mount is not a thousand bad videos. The refusal comes from a decode task, through an actor."""
+    write_mp4(here / "videos" / "good.mp4", moving_bar(20, 1), 8)
+    assert call("scan") == 0
+    assert call("plan") == 0
+    (here / "videos" / "good.mp4").unlink()
+    capsys.readouterr()
+    assert call("encode") == 1
+    told = capsys.readouterr().err
+    assert "good.mp4: found by `scan`, now gone" in told
+    assert not list((here / "cache").rglob("*.tar"))

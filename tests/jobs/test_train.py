@@ -1,0 +1,100 @@
+"""Training through Ray Train and DeepSpeed ZeRO-2 on two real processes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jobs.config import RunConfig
+from jobs.mp4 import read_mp4
+from jobs.sample import sample
+from jobs.train import read_metrics, train
+from models.dit import load_dit
+from pipeline.errors import Refused
+
+
+def changed(config: RunConfig, **updates: object) -> RunConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update=updates)})
+
+
+def losses(config: RunConfig) -> list[float]:
+    return [line["loss"] for line in read_metrics(config.train.out / "metrics.jsonl")]
+
+
+def test_training_lowers_the_loss_and_logs_every_step(trained: RunConfig) -> None:
+    lines = read_metrics(trained.train.out / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert sum(losses(trained)[-3:]) < sum(losses(trained)[:3])
+    assert list((trained.train.out / "tensorboard").glob("events.*"))
+
+
+def test_a_resumed_run_repeats_the_uninterrupted_one(trained: RunConfig, tmp_path: Path) -> None:
+    interrupted = changed(trained, out=tmp_path, steps=4)
+    train(interrupted)
+    resumed = changed(interrupted, steps=8)
+    train(resumed)
+    assert losses(resumed) == losses(trained)
+    ours, theirs = (load_file(config.train.out / "model" / "model.safetensors") for config in (resumed, trained))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_checkpoints_are_committed_with_the_shards_of_every_rank(trained: RunConfig) -> None:
+    folder = trained.train.out / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000004", "step-00000008"]
+    mark = json.loads((folder / "step-00000008" / "COMMITTED.json").read_text())
+    assert (mark["step"], mark["ranks"]) == (8, 2)
+    assert all((folder / "step-00000008" / name).stat().st_size == size for name, size in mark["files"].items())
+    assert not (folder / "step-00000008" / "latest").exists()
+
+
+def test_a_finished_run_is_left_alone(trained: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (trained.train.out / "metrics.jsonl").read_bytes()
+    train(trained)
+    assert "trained for 8 steps already" in capsys.readouterr().out
+    assert (trained.train.out / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_cannot_go_on_as_another_one(trained: RunConfig) -> None:
+    with pytest.raises(Refused, match=r"train\.batch was 4, now 8; change it back"):
+        train(changed(trained, batch=8, steps=9))
+
+
+def test_another_number_of_workers_cannot_read_the_checkpoint(trained: RunConfig, tmp_path: Path) -> None:
+    shutil.copytree(trained.train.out, tmp_path / "run")
+    with pytest.raises(Refused, match="written by 2 workers, the run has 1"):
+        train(changed(trained, out=tmp_path / "run", steps=9, workers=1, max_failures=0))
+
+
+def test_training_needs_text_for_every_clip(cached: RunConfig, tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    shutil.copytree(cached.cache.root, root)
+    shutil.rmtree(root / "text")
+    data = cached.data.model_copy(update={"cache": root})
+    with pytest.raises(Refused, match="run `text` first"):
+        train(cached.model_copy(update={"data": data}))
+
+
+def test_the_trained_model_samples_videos_of_the_asked_size(trained: RunConfig, tmp_path: Path) -> None:
+    shutil.copytree(trained.train.out, tmp_path / "run")
+    settings = trained.sample.model_copy(update={"prompts": ("a red circle", ""), "num_frames": 34, "steps": 2})
+    config = changed(trained, out=tmp_path / "run").model_copy(update={"sample": settings})
+    sample(config)
+    assert [read_mp4(tmp_path / "run" / "samples" / f"00{n}.mp4").shape for n in range(2)] == [(34, 64, 64, 3)] * 2
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "samples").iterdir()}
+    sample(config)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+@pytest.mark.parametrize("num_frames", [16, 18])
+def test_sampling_refuses_frames_that_are_not_whole_chunks(trained: RunConfig, num_frames: int) -> None:
+    settings = trained.sample.model_copy(update={"num_frames": num_frames})
+    with pytest.raises(Refused, match=rf"sample\.num_frames: {num_frames} .* 17 = 1\+4\+4\+4\+4 .* use 17"):
+        sample(trained.model_copy(update={"sample": settings}))
+
+
+def test_the_saved_model_loads_without_deepspeed(trained: RunConfig) -> None:
+    model = load_dit(trained.train.out / "model")
+    assert model.config.in_channels == 16 and model.config.caption_channels == 256

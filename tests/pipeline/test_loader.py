@@ -1,0 +1,212 @@
+"""Batches hold exactly what the cache holds; a damaged or missing byte stops the run."""
+
+import resource
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from models.text.byte_encoder import ByteEncoder
+from models.vae import load_vae
+from pipeline.cache import Cache, sidecar_path, tar_path
+from pipeline.errors import Refused
+from pipeline.index import merge_index
+from pipeline.loader import Batch, ClipReader, TrainingSet, load_batches, open_training_set
+from pipeline.recipe import Recipe
+from pipeline.records import Sample, TextSample, Video
+from pipeline.sample import array_bytes
+from pipeline.schedule import Schedule, Slot
+from pipeline.shard import Member, Packed, write_shard
+from pipeline.tables import read_metadata, read_records, write_records
+from pipeline.text_column import text_shard, write_text_shard
+
+RECIPE = Recipe(load_vae("dct").spec, fps=24.0, buckets=((64, 64), (64, 96)), max_chunks=3, tail="drop")
+ENCODER = ByteEncoder(32)
+BUCKETS = {"64x64/0000-000000": (64, 64), "64x64/0000-000001": (64, 64), "64x96/0000-000000": (64, 96)}
+CAPTIONS = ["a red square", "", "ein grüner Kreis", "b", "two"]
+
+
+def latent(key: str, bucket: tuple[int, int]) -> np.ndarray:
+    seed = int.from_bytes(key.encode(), "little")
+    return np.random.default_rng(seed).normal(size=(16, 5, bucket[0] // 8, bucket[1] // 8)).astype(np.float16)
+
+
+def write_latents(cache: Cache, shard: str, bucket: tuple[int, int], clips: int, first: int) -> None:
+    keys = [f"k{first + number}" for number in range(clips)]
+
+    def rows(where: dict[str, Member]) -> list[Sample]:
+        found = []
+        for number, key in enumerate(keys, start=first):
+            npy, facts = where[f"{key}.latent.npy"], where[f"{key}.json"]
+            lies = (npy.offset, npy.num_bytes, npy.crc32c, facts.offset, facts.num_bytes)
+            found.append(Sample(key, shard, f"v{number % 5}", 0.0, 20.0 + number, *bucket, 1, 17, *lies))
+        return found
+
+    packed = [Packed(key, {"latent.npy": array_bytes(latent(key, bucket)), "json": b"{}"}) for key in keys]
+    write_shard(cache.latents, shard, packed, Sample, rows, {"recipe": RECIPE.fingerprint()})
+
+
+def write_cache(root: Path, shards: dict[str, tuple[int, int]], clips: int) -> Cache:
+    cache = Cache(root)
+    videos = {
+        f"v{n}": Video(f"v{n}", f"/{n}", caption, 1, 1, "", 0, 64, 64, 99, 0.0, 4.0, 24.0)
+        for n, caption in enumerate(CAPTIONS)
+    }
+    for number, (shard, bucket) in enumerate(shards.items()):
+        write_latents(cache, shard, bucket, clips, number * clips)
+        write_text_shard(cache.text("bytes"), text_shard(cache, shard, videos, ENCODER), ENCODER)
+    merge_index(cache.index, cache.latents, list(shards), Sample)
+    merge_index(cache.text_index("bytes"), cache.text("bytes"), list(shards), TextSample)
+    return cache
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    """15 clips in three shards and two buckets."""
+    return write_cache(tmp_path, BUCKETS, 5)
+
+
+def open_set(cache: Cache) -> TrainingSet:
+    return open_training_set(cache, RECIPE, "bytes")
+
+
+def batches(data: TrainingSet, workers: int = 0, rank: int = 0, num_ranks: int = 1, size: int = 4) -> list[Batch]:
+    schedule = Schedule(data.samples, size, seed=3)
+    return list(load_batches(data, schedule, range(2 * schedule.steps_per_epoch), rank, num_ranks, workers))
+
+
+def test_batches_hold_what_was_written(cache: Cache) -> None:
+    data = open_set(cache)
+    rows = {row["key"]: row for row in data.samples.to_pylist()}
+    captions = {row["key"]: row["caption"] for row in data.texts.to_pylist()}
+    seen = set()
+    for batch in batches(data):
+        assert batch.latents.dtype == batch.text.dtype == torch.float16
+        for place, key in enumerate(batch.keys):
+            row, tokens = rows[key], ENCODER.encode([captions[key]])[0]
+            wanted = latent(key, (row["height"], row["width"]))
+            assert np.array_equal(batch.latents[place].numpy(), wanted)
+            assert np.array_equal(batch.text[place][batch.text_mask[place]].numpy(), tokens)
+            assert [float(one[place]) for one in (batch.fps, batch.height, batch.width)] == [
+                row["fps"],
+                row["height"],
+                row["width"],
+            ]
+            seen.add(key)
+    assert seen == set(rows)
+
+
+def test_captions_are_padded_behind_to_the_longest(cache: Cache) -> None:
+    for batch in batches(open_set(cache)):
+        lengths = batch.text_mask.sum(dim=1)
+        assert batch.text.shape == (4, max(1, int(lengths.max())), 32)
+        assert torch.equal(batch.text_mask, torch.arange(batch.text.shape[1]) < lengths[:, None])
+        assert not batch.text[~batch.text_mask].any()
+
+
+def test_a_batch_without_any_words_still_has_a_place_for_one(cache: Cache) -> None:
+    data = open_set(cache)
+    reader = ClipReader(data)
+    empty = data.texts["caption"].to_pylist().index("")
+    batch = reader.collate([reader[Slot(empty, 1.0, 0)]])
+    assert batch.text.shape == (1, 1, 32) and not batch.text_mask.any()
+
+
+def test_slots_arrive_with_their_weights_and_positions(cache: Cache) -> None:
+    data = open_set(cache)
+    schedule = Schedule(data.samples, 4, seed=3)
+    keys = data.samples["key"].to_pylist()
+    for rank in range(3):
+        for step, batch in enumerate(batches(data, rank=rank, num_ranks=3)):
+            whole = schedule.batch(step)
+            positions = batch.positions.tolist()
+            assert positions == [2 * rank, 2 * rank + 1]
+            rows = [whole.rows[place] if place < 4 else whole.rows[0] for place in positions]
+            assert batch.keys == tuple(keys[row] for row in rows)
+            assert batch.weights.tolist() == [whole.weights[place] if place < 4 else 0 for place in positions]
+
+
+def test_workers_change_nothing(cache: Cache) -> None:
+    alone, helped = (batches(open_set(cache), workers) for workers in (0, 2))
+    assert [one.keys for one in alone] == [one.keys for one in helped]
+    for one, other in zip(alone, helped, strict=True):
+        for name, value in vars(one).items():
+            assert name == "keys" or torch.equal(value, getattr(other, name))
+
+
+@pytest.mark.parametrize(("column", "member"), [("latents", "latent"), ("text/bytes", "text")])
+def test_a_damaged_byte_stops_the_run_and_names_the_file(cache: Cache, column: str, member: str) -> None:
+    shard = "64x64/0000-000001"
+    path = tar_path(cache.root / column, shard)
+    data = open_set(cache)
+    table = data.samples if member == "latent" else data.texts
+    row = table["shard"].to_pylist().index(shard)
+    content = bytearray(path.read_bytes())
+    content[table[f"{member}_offset"][row].as_py() + table[f"{member}_bytes"][row].as_py() - 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Refused, match=rf"{column}/{shard}\.tar: the member at byte \d+ is damaged"):
+        batches(data)
+
+
+def test_a_tar_cut_short_stops_the_run(cache: Cache) -> None:
+    path = tar_path(cache.latents, "64x96/0000-000000")
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(Refused, match="damaged"):
+        batches(open_set(cache))
+
+
+def test_a_missing_tar_stops_the_run_and_says_what_to_do(cache: Cache) -> None:
+    tar_path(cache.latents, "64x96/0000-000000").unlink()
+    with pytest.raises(Refused, match=r"64x96/0000-000000\.tar.*run `encode`"):
+        batches(open_set(cache))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="cannot count the open files here")
+def test_more_shards_than_files_may_be_open_can_be_read(cache: Cache) -> None:
+    data, shards = open_set(cache), [f"64x64/{number}" for number in range(600)]
+    for shard in shards:  # as many shards, all of the same clip
+        tar_path(cache.latents, shard).symlink_to(tar_path(cache.latents, "64x64/0000-000000"))
+    names = pa.array(shards)
+    place = data.samples.schema.get_field_index("shard")
+    samples = data.samples.take([0] * len(shards)).set_column(place, "shard", names)
+    data = replace(data, samples=samples, texts=data.texts.take([0] * len(shards)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = max(int(one.name) for one in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 300, hard))
+    try:
+        assert len(batches(data)) == 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("change", ["order", "missing"])
+def test_text_out_of_step_with_latents_is_refused(cache: Cache, change: str) -> None:
+    index = cache.text_index("bytes")
+    rows, footer = read_records([index], TextSample), read_metadata(index)
+    write_records(index, TextSample, rows[::-1] if change == "order" else rows[:-1], footer)
+    with pytest.raises(Refused, match=r"captions for 15 clips.*run `text` again"):
+        open_set(cache)
+
+
+def test_a_missing_column_says_which_verb_writes_it(cache: Cache) -> None:
+    cache.text_index("bytes").unlink()
+    with pytest.raises(Refused, match="run `text` first"):
+        open_set(cache)
+    cache.index.unlink()
+    with pytest.raises(Refused, match="run `encode` first"):
+        open_set(cache)
+
+
+def test_a_foreign_recipe_is_refused(cache: Cache) -> None:
+    with pytest.raises(Refused, match="made by recipe"):
+        open_training_set(cache, replace(RECIPE, fps=12.0), "bytes")
+
+
+def test_a_cache_without_clips_is_refused(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, {"64x64/0000-000000": (64, 64)}, 0)
+    assert sidecar_path(cache.latents, "64x64/0000-000000").exists()
+    with pytest.raises(Refused, match="holds no clips"):
+        open_set(cache)

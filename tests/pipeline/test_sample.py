@@ -1,0 +1,58 @@
+"""Members are plain npy and JSON: the same content gives the same bytes, and pickle is refused."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+
+from models.vae import load_vae
+from pipeline.recipe import Recipe
+from pipeline.records import Clip
+from pipeline.sample import array_bytes, clip_facts, read_array
+
+RECIPE = Recipe(load_vae("dct").spec, fps=24.0, buckets=((64, 96),), max_chunks=3, tail="drop")
+CLIP = Clip("k-00000000-64x96", "64x96/0000-000000", "k", 34, 2, 23.976, 64, 96)
+
+
+@pytest.mark.parametrize("shape", [(16, 5, 8, 12), (0, 256), (1,)])
+def test_an_array_comes_back_as_it_was(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).normal(size=shape).astype(np.float16)
+    again = read_array(array_bytes(array))
+    assert again.dtype == array.dtype and again.shape == shape
+    assert np.array_equal(again, array)
+
+
+def test_any_numpy_reads_it() -> None:
+    array = np.arange(6, dtype=np.float16).reshape(2, 3)
+    assert np.array_equal(np.load(io.BytesIO(array_bytes(array)), allow_pickle=False), array)
+
+
+def test_equal_arrays_give_equal_bytes_however_they_lie_in_memory() -> None:
+    array = np.arange(24, dtype=np.float16).reshape(4, 6)
+    assert array_bytes(np.asfortranarray(array)) == array_bytes(array)
+    assert array_bytes(np.repeat(array, 2, axis=1)[:, ::2]) == array_bytes(array)
+
+
+def test_pickled_objects_are_neither_written_nor_read() -> None:
+    objects = np.array([{"a": 1}], dtype=object)
+    with pytest.raises(ValueError, match="(?i)object arrays"):
+        array_bytes(objects)
+    buffer = io.BytesIO()
+    np.save(buffer, objects, allow_pickle=True)
+    with pytest.raises(ValueError, match="(?i)object arrays"):
+        read_array(buffer.getvalue())
+
+
+def test_facts_tell_a_stranger_what_the_clip_is() -> None:
+    assert json.loads(clip_facts(CLIP, 1.25, RECIPE)) == {
+        "key": "k-00000000-64x96",
+        "video": "k",
+        "start_s": 1.25,
+        "fps": 23.976,
+        "height": 64,
+        "width": 96,
+        "num_frames": 34,
+        "num_chunks": 2,
+        "recipe": RECIPE.fingerprint(),
+    }

@@ -1,0 +1,66 @@
+"""Records come back from Parquet as they went in, and the same records give the same bytes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import Refused
+from pipeline.tables import read_metadata, read_records, read_table, write_records
+
+
+@dataclass(frozen=True)
+class Fruit:
+    name: str
+    weight_g: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Stone:
+    name: str
+    weight_g: float
+
+
+FRUITS = [Fruit("pear", 170.5, 3), Fruit("", 0.1, -1), Fruit("Äpfel 🍏", 1e-300, 2**62)]
+
+
+def test_records_come_back_in_order(tmp_path: Path) -> None:
+    write_records(tmp_path / "fruit", Fruit, FRUITS)
+    assert read_records([tmp_path / "fruit"], Fruit) == FRUITS
+
+
+def test_several_files_are_read_in_the_given_order(tmp_path: Path) -> None:
+    for name, fruit in zip("abc", FRUITS):
+        write_records(tmp_path / name, Fruit, [fruit])
+    assert read_records([tmp_path / name for name in "cab"], Fruit) == [FRUITS[2], FRUITS[0], FRUITS[1]]
+
+
+def test_no_records_make_a_table_with_the_right_columns(tmp_path: Path) -> None:
+    write_records(tmp_path / "none", Fruit, [])
+    assert read_records([tmp_path / "none"], Fruit) == []
+    assert read_table(tmp_path / "none", Fruit).schema.names == ["name", "weight_g", "count"]
+
+
+def test_metadata_travels_with_the_table(tmp_path: Path) -> None:
+    write_records(tmp_path / "fruit", Fruit, FRUITS, {"recipe": "jam", "générations": "12"})
+    assert read_metadata(tmp_path / "fruit") == {"recipe": "jam", "générations": "12"}
+    write_records(tmp_path / "plain", Fruit, FRUITS)
+    assert read_metadata(tmp_path / "plain") == {}
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_records(tmp_path / name, Fruit, FRUITS, {"recipe": "jam"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_another_records_file_is_refused_by_name(tmp_path: Path) -> None:
+    write_records(tmp_path / "stones", Stone, [Stone("flint", 80.0)])
+    with pytest.raises(Refused, match=r"stones: found columns \['name', 'weight_g'\], wanted .*'count'"):
+        read_records([tmp_path / "stones"], Fruit)
+
+
+def test_folders_named_like_columns_add_none(tmp_path: Path) -> None:
+    write_records(tmp_path / "run=3" / "fruit.parquet", Fruit, FRUITS)
+    assert read_records([tmp_path / "run=3" / "fruit.parquet"], Fruit) == FRUITS

@@ -1,0 +1,98 @@
+"""The floors hold: imports point down, and each third-party package has its home."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = {  # what each folder may import of ours
+    "models": {"models"},
+    "pipeline": {"pipeline", "models"},
+    "cluster": {"cluster"},
+    "jobs": {"jobs", "cluster", "pipeline", "models"},
+}
+HOMES = {  # the only places, as folders or files, that may import a package
+    "deepspeed": {"jobs/engine.py"},
+    "ray": {"cluster", "jobs/decode.py", "jobs/encode.py", "jobs/text.py"},
+    "decord": {"pipeline/decode.py"},
+    "av": {"pipeline/decode.py", "pipeline/scan.py", "jobs/mp4.py"},
+    "webdataset": {"pipeline/shard.py", "pipeline/loader.py"},
+    "pyarrow": {"pipeline"},
+    "pydantic": {"jobs/config.py"},
+    "typer": {"jobs/__main__.py"},
+    "matplotlib": {"jobs/pictures.py"},
+    "PIL": {"jobs/pictures.py"},
+    "torch": {"models", "jobs", "pipeline/encode.py", "pipeline/loader.py"},
+}
+FORBIDDEN_NAMES = {"utils", "common", "base", "helpers", "misc"}
+
+
+def sources() -> list[Path]:
+    return [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything a file imports, at its top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_imports_point_down(path: Path) -> None:
+    floor = name_of(path).split("/")[0]
+    ours = imported(path) & set(FLOORS)
+    assert ours <= FLOORS[floor]
+
+
+@pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_packages_stay_at_home(path: Path) -> None:
+    name = name_of(path)
+    astray = [
+        package
+        for package in imported(path) & set(HOMES)
+        if not any(name == home or name.startswith(home + "/") for home in HOMES[package])
+    ]
+    assert not astray
+
+
+def test_every_home_is_lived_in() -> None:
+    lived_in = {
+        (package, home)
+        for path in sources()
+        for package in imported(path) & set(HOMES)
+        for home in HOMES[package]
+        if name_of(path) == home or name_of(path).startswith(home + "/")
+    }
+    wanted = {(package, home) for package, homes in HOMES.items() for home in homes}
+    assert wanted - lived_in == {("webdataset", "pipeline/loader.py")}  # for streaming, which comes later
+
+
+def test_latent_geometry_needs_only_the_standard_library() -> None:
+    assert imported(ROOT / "models" / "latent_spec.py") <= {"hashlib", "json", "dataclasses", "typing"}
+
+
+def test_no_file_is_named_after_nothing() -> None:
+    assert not [name_of(path) for path in sources() if path.stem in FORBIDDEN_NAMES]
+
+
+def test_arrays_are_reshaped_with_einops_only() -> None:
+    """A bare reshape once mixed time into channels in a famous VAE, and nobody saw it."""
+    bare = {"reshape", "view", "permute", "transpose", "swapaxes", "moveaxis", "flatten"}
+    found = [
+        f"{name_of(path)}:{node.lineno} .{node.func.attr}"
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in bare
+    ]
+    assert not found

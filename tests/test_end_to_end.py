@@ -1,0 +1,180 @@
+"""The promises of the cache, on real videos, real Ray and real tars."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from jobs.config import RunConfig
+from jobs.encode import encode
+from jobs.mp4 import write_mp4
+from jobs.plan import plan
+from jobs.scan import scan
+from jobs.text import text
+from pipeline.cache import sidecar_path, tar_path
+from pipeline.errors import Refused
+from pipeline.quarantine import read_quarantine
+from tests.conftest import cache_config, digests, fill_cache
+
+
+def moving_bar(num_frames: int, seed: int) -> np.ndarray:
+    """Frames (T, 64, 64, 3) uint8 that differ from each other and between seeds."""
+    frames = np.full((num_frames, 64, 64, 3), 40, np.uint8)
+    for number in range(num_frames):
+        left = (number * 2 + 11 * seed) % 56
+        frames[number, :, left : left + 8] = (200, 20 * seed % 256, 90)
+    return frames
+
+
+def test_a_plain_webdataset_reads_every_sample(cached: RunConfig) -> None:
+    tars = [str(path) for path in sorted(cached.cache.latents.rglob("*.tar"))]
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode())
+    index = pq.read_table(cached.cache.index).to_pylist()
+    assert [sample["__key__"] for sample in samples] == [row["key"] for row in index]
+    for sample, row in zip(samples, index):
+        assert sample["latent.npy"].shape == (16, 5 * row["num_chunks"], 8, 8)
+        assert sample["latent.npy"].dtype == np.float16
+        assert sample["json"]["num_frames"] == 17 * row["num_chunks"]
+        assert "." not in sample["__key__"]
+
+
+def test_text_has_the_keys_of_the_latents_in_their_order(cached: RunConfig) -> None:
+    column = cached.cache.text("bytes")
+    tars = [str(path) for path in sorted(column.rglob("*.tar"))]
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode())
+    index = pq.read_table(cached.cache.index)
+    assert [sample["__key__"] for sample in samples] == index["key"].to_pylist()
+    assert all(sample["text.npy"].shape == (len(sample["txt"]), 256) for sample in samples)
+
+
+def test_running_again_changes_no_byte(cached: RunConfig) -> None:
+    before = digests(cached.cache.root)
+    times = {path: path.stat().st_mtime_ns for path in cached.cache.latents.rglob("*.*")}
+    fill_cache(cached)
+    assert digests(cached.cache.root) == before
+    assert {path: path.stat().st_mtime_ns for path in cached.cache.latents.rglob("*.*")} == times
+
+
+def test_bytes_depend_neither_on_the_place_nor_on_how_decoding_was_shared(
+    cached: RunConfig, shapes: Path, tmp_path: Path
+) -> None:
+    other = cache_config(shapes, tmp_path, "encode.encoders=2", "encode.decode_tasks=1", "encode.frames_per_task=20")
+    fill_cache(other)
+    assert digests(other.cache.root) == digests(cached.cache.root)
+
+
+def test_a_deleted_shard_comes_back_the_same(cached: RunConfig, tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    shutil.copytree(cached.cache.root, root)
+    config = cached.model_copy(update={"data": cached.data.model_copy(update={"cache": root})})
+    before = digests(root)
+    shard = sorted(root.glob("latents/*/*.tar"))[1].relative_to(root / "latents").with_suffix("").as_posix()
+    tar_path(config.cache.latents, shard).unlink()
+    sidecar_path(config.cache.latents, shard).unlink()
+    encode(config)
+    assert digests(root) == before
+
+
+def test_kill_minus_nine_while_encoding_costs_nothing_but_time(cached: RunConfig, shapes: Path, tmp_path: Path) -> None:
+    config = cache_config(shapes, tmp_path)
+    scan(config)
+    plan(config)
+    shards = len(list(cached.cache.latents.rglob("*.parquet")))
+    words = [f"data.source={shapes}", f"data.cache={config.cache.root}", f"train.out={tmp_path}"]
+    words += ["recipe.fps=8", "recipe.buckets=[[64, 64]]", "recipe.max_chunks=2", "encode.shard_bytes=32768"]
+    run_toml = tmp_path / "run.toml"
+    run_toml.write_text("")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs", "encode", str(run_toml), *words], start_new_session=True, cwd=tmp_path
+    )
+    try:
+        while not (committed := list(config.cache.latents.rglob("*.parquet"))):
+            assert process.poll() is None, "it ended before a shard was committed"
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert len(committed) < shards and not config.cache.index.exists()
+    for verb in (scan, plan, encode, text):
+        verb(config)
+    assert digests(config.cache.root) == digests(cached.cache.root)
+
+
+def test_new_videos_go_to_a_new_generation_and_leave_the_old_one_alone(local_ray: None, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    for seed in range(2):
+        write_mp4(videos / f"{seed}.mp4", moving_bar(20, seed), 8)
+    config = cache_config(videos, tmp_path)
+    fill_cache(config)
+    before = digests(config.cache.latents)
+    write_mp4(videos / "2.mp4", moving_bar(40, 2), 8)
+    fill_cache(config)
+    after = digests(config.cache.latents)
+    assert {name: after[name] for name in before} == before
+    assert {Path(name).name.split("-")[0] for name in after.keys() - before.keys()} == {"0001"}
+    assert pq.read_table(config.cache.index).num_rows == 3
+
+
+def test_an_edited_caption_touches_text_alone(local_ray: None, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    for seed in range(6):
+        write_mp4(videos / f"{seed}.mp4", moving_bar(20, seed), 8)
+        (videos / f"{seed}.txt").write_text(f"bar number {seed}")
+    config = cache_config(videos, tmp_path)
+    fill_cache(config)
+    latents, texts = digests(config.cache.latents), digests(config.cache.text("bytes"))
+    (videos / "3.txt").write_text("another bar")
+    fill_cache(config)
+    assert digests(config.cache.latents) == latents
+    after = digests(config.cache.text("bytes"))
+    changed = {name for name in after if after[name] != texts[name]}
+    assert len([name for name in changed if name.endswith(".tar")]) == 1
+    captions = pq.read_table(config.cache.text_index("bytes"))["caption"].to_pylist()
+    assert "another bar" in captions and "bar number 3" not in captions
+
+
+def test_bad_videos_are_quarantined_with_their_reason_and_the_others_cached(local_ray: None, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    for seed in range(3):
+        write_mp4(videos / f"good-{seed}.mp4", moving_bar(20, seed), 8)
+    write_mp4(videos / "short.mp4", moving_bar(16, 3), 8)
+    write_mp4(videos / "cut.mp4", moving_bar(60, 4), 8)
+    (videos / "words.mp4").write_text("this is not a video")
+    shutil.copy(videos / "good-0.mp4", videos / "good-0 again.mp4")
+    damage_from_the_middle(videos / "cut.mp4")
+    config = cache_config(videos, tmp_path)
+    fill_cache(config)
+    reasons = {Path(one.path).name: (one.stage, one.reason) for one in read_quarantine(config.cache)}
+    assert reasons.keys() == {"short.mp4", "words.mp4", "good-0.mp4", "cut.mp4"}
+    assert reasons["short.mp4"] == ("plan", "too short: 16 frames at 8 fps, a chunk needs 17")
+    assert reasons["words.mp4"][0] == "scan" and "not a video" in reasons["words.mp4"][1]
+    assert reasons["good-0.mp4"][1].startswith("same content as")
+    assert reasons["cut.mp4"][0] == "decode" and "damaged" in reasons["cut.mp4"][1]
+    assert pq.read_table(config.cache.index).num_rows == 3
+
+
+def damage_from_the_middle(path: Path) -> None:
+    """Overwrite the compressed frames behind the middle, and leave the table of contents as it is."""
+    content = bytearray(path.read_bytes())
+    start, end = content.index(b"mdat"), content.index(b"moov")
+    assert start < end, "the frames are expected before the table of contents"
+    middle = (start + end) // 2
+    content[middle : end - 8] = b"\xff" * (end - 8 - middle)
+    path.write_bytes(content)
+
+
+def test_another_recipe_is_refused_and_nothing_is_damaged(cached: RunConfig, shapes: Path, tmp_path: Path) -> None:
+    before = digests(cached.cache.root)
+    other = cached.model_copy(update={"recipe": cached.recipe.model_copy(update={"fps": 12.0})})
+    for verb in (plan, encode, text):
+        with pytest.raises(Refused, match=r"recipe\.fps: found 8\.0, wanted 12\.0"):
+            verb(other)
+    assert digests(cached.cache.root) == before
