@@ -44,11 +44,11 @@ COMMON: dict[str, dict[str, Any]] = {
         "warmup_steps": 50,
         "checkpoint_every": 300,
     },
-    "sample": {"num_prompts": 16},
+    "sample": {"num_prompts": 16, "guidance": 2.0},
 }
 SHAPES: dict[str, dict[str, Any]] = {
     "recipe": {"fps": float(TARGET_FPS), "buckets": [[64, 64]], "max_chunks": 3},
-    "train": {"steps": 900},
+    "train": {"steps": 1000, "timestep_transform": False},  # it is made for larger pictures
 }
 OWN_VIDEOS: dict[str, dict[str, Any]] = {
     "data": {"caption_from_name": True},

@@ -126,13 +126,8 @@ class Engine:
         dist.barrier()
 
     def load(self, checkpoint: Path) -> None:
-        """Restore model and optimizer from a committed checkpoint; Refused where other ranks wrote it."""
-        ranks = json.loads((checkpoint / COMMIT_NAME).read_text())["ranks"]
-        if ranks != dist.get_world_size():
-            raise Refused(
-                f"{checkpoint}: written by {ranks} workers, the run has {dist.get_world_size()}; "
-                f"set train.workers={ranks}, or start anew with another train.out"
-            )
+        """Restore model and optimizer from a committed checkpoint; Refused where another number of ranks wrote it."""
+        refuse_other_ranks(checkpoint, dist.get_world_size())
         path, _ = self._deepspeed.load_checkpoint(str(checkpoint), tag=SHARDS_NAME)
         if path is None:
             raise Refused(f"{checkpoint}: DeepSpeed cannot read it; delete the folder to resume from an earlier one")
@@ -162,6 +157,16 @@ def _commit(aside: Path, final: Path, step: int, ranks: int) -> None:
 def committed(folder: Path) -> list[Path]:
     """The committed checkpoints of a run, oldest first."""
     return sorted(mark.parent for mark in folder.glob("step-*/" + COMMIT_NAME) if mark.parent.suffix != ".tmp")
+
+
+def refuse_other_ranks(checkpoint: Path, ranks: int) -> None:
+    """A checkpoint is read by as many ranks as wrote it."""
+    written = json.loads((checkpoint / COMMIT_NAME).read_text())["ranks"]
+    if written != ranks:
+        raise Refused(
+            f"{checkpoint}: written by {written} workers, the run has {ranks}; set train.workers={written}, "
+            f"or start anew with another train.out"
+        )
 
 
 def step_of(checkpoint: Path) -> int:

@@ -3,6 +3,9 @@
 import json
 import threading
 import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,7 @@ def train(config: RunConfig) -> int:
     if not use_gpu and (problem := engines.compiler_problem()):
         raise Refused(problem)
     _check_room(config, "GPU" if use_gpu else "CPU")
-    with progress("train", config.train.steps, "steps") as bar, _following(out / "metrics.jsonl", bar):
+    with progress("train", config.train.steps, "steps") as bar, following(out / "metrics.jsonl", bar):
         launch.run_workers(
             train_worker,
             {"config": config},
@@ -165,9 +168,21 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The metrics of a run so far; a line that is still being written is left out."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    """The metrics of a run so far, one per step."""
+    return read_new_metrics(path, 0)[0]
+
+
+def read_new_metrics(path: Path, seen_bytes: int) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines behind `seen_bytes`, and how many bytes are seen now; a shorter file is read from its start."""
+    if not path.exists():
+        return [], 0
+    with open(path, "rb") as file:
+        if path.stat().st_size < seen_bytes:
+            seen_bytes = 0
+        file.seek(seen_bytes)
+        text = file.read()
+    whole = text[: text.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()], seen_bytes + len(whole)
 
 
 def save_trained(folder: Path, model: Any, config: RunConfig, data: TrainingSet) -> None:
@@ -195,8 +210,10 @@ FIXED = ("recipe", "text", "model", "train.batch", "train.seed", "train.caption_
 def _refuse_other_run(config: RunConfig) -> None:
     """Refuse to continue a run in `train.out` that was another one."""
     path = config.train.out / "run.json"
-    if not engines.committed(config.train.out / "checkpoints") or not path.exists():
+    checkpoints = engines.committed(config.train.out / "checkpoints")
+    if not checkpoints or not path.exists():
         return
+    engines.refuse_other_ranks(checkpoints[-1], config.train.workers)
     before, now = json.loads(path.read_text()), json.loads(config.model_dump_json())
     for dotted in FIXED:
         section, _, key = dotted.partition(".")
@@ -212,29 +229,30 @@ def _check_room(config: RunConfig, resource: str) -> None:
         raise Refused(f"train.workers: asks for {wanted} {resource}s, the cluster has {found}; lower train.workers")
 
 
-class _following:
-    """Moves a bar along a metrics file that another process writes, while the block runs."""
+@contextmanager
+def following(path: Path, bar: Bar) -> Iterator[None]:
+    """Move a bar along a metrics file that another process appends to, while the block runs."""
+    over = threading.Event()
+    recent: deque[dict[str, Any]] = deque(maxlen=50)
 
-    def __init__(self, path: Path, bar: Bar) -> None:
-        self.path, self.bar = path, bar
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.thread.join()
-        self._show()
-
-    def _follow(self) -> None:
-        while not self.over.wait(1.0):
-            self._show()
-
-    def _show(self) -> None:
-        lines = read_metrics(self.path)
+    def show(seen_bytes: int) -> int:
+        lines, seen_bytes = read_new_metrics(path, seen_bytes)
+        recent.extend(lines)
         if lines:
-            recent = lines[-50:]
             loss = sum(line["loss"] for line in recent) / len(recent)
-            self.bar.move_to(lines[-1]["step"], f"loss {loss:.4f}, {recent[-1]['step_s']:.2f} s/step")
+            bar.move_to(recent[-1]["step"], f"loss {loss:.4f}, {recent[-1]['step_s']:.2f} s/step")
+        return seen_bytes
+
+    def follow() -> None:
+        seen_bytes = 0
+        while not over.wait(1.0):
+            seen_bytes = show(seen_bytes)
+        show(seen_bytes)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

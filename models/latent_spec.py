@@ -68,8 +68,10 @@ class LatentSpec:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "LatentSpec":
         """The spec that `to_dict` wrote; TypeError on unknown or missing fields."""
-        tuples: dict[str, Any] = {name: tuple(fields[name]) for name in ("stride", "shift", "scale")}
-        return cls(**{**fields, **tuples})
+        known: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
+        return cls(**known)
 
     def fingerprint(self) -> str:
         """SHA-256 over every field: two VAEs with the same fingerprint make the same latents."""

@@ -3,17 +3,25 @@
 import math
 from collections.abc import Sequence
 
+SAME_ASPECT = 0.02  # difference of the logarithms of two aspect ratios
+
 
 def choose_bucket(height: int, width: int, buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The bucket of the nearest aspect ratio; of several, the largest that needs no upscaling, else the smallest."""
+    """The bucket of the nearest aspect ratio; of several the largest that needs no upscaling, else the smallest.
 
-    def preference(bucket: tuple[int, int]) -> tuple[float, bool, int]:
-        aspect_error = abs(math.log((bucket[0] / bucket[1]) / (height / width)))
+    Tables of one aspect ratio round their sizes (240x426, 480x854), so ratios within 2 % of the nearest count as equal.
+    """
+
+    def aspect_error(bucket: tuple[int, int]) -> float:
+        return abs(math.log((bucket[0] / bucket[1]) / (height / width)))
+
+    def preference(bucket: tuple[int, int]) -> tuple[bool, int, float, tuple[int, int]]:
         upscales = bucket[0] > height or bucket[1] > width
         area = bucket[0] * bucket[1]
-        return round(aspect_error, 9), upscales, area if upscales else -area
+        return upscales, area if upscales else -area, aspect_error(bucket), bucket
 
-    return min(buckets, key=preference)
+    nearest = min(map(aspect_error, buckets))
+    return min((bucket for bucket in buckets if aspect_error(bucket) <= nearest + SAME_ASPECT), key=preference)
 
 
 def cover_size(height: int, width: int, bucket: tuple[int, int]) -> tuple[int, int]:

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-# Two candidates this close to a target time count as equally near, and the earlier one is taken, so that
-# the rounding of container clocks (1/1000 s in Matroska) does not decide by itself.
-SAME_TIME_S = 1e-6
+# Two candidates this close to a target time count as equally near, and the earlier one is taken: Matroska rounds each
+# timestamp to 1/1000 s, and that rounding must not decide between them.
+SAME_TIME_S = 1.001e-3
 
 
 def clip_fps(video_fps: float, target_fps: float) -> float:

@@ -1,7 +1,10 @@
 """Clips -> frames. Frames are chosen by presentation time, read in sequence, resized to cover and centre-cropped."""
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 
 import av
@@ -9,6 +12,7 @@ import av.logging
 import decord
 import numpy as np
 from av.error import FFmpegError
+from av.filter import Graph
 from einops import rearrange
 
 from pipeline.bucket import cover_size, crop_offset
@@ -20,6 +24,11 @@ from pipeline.scan import presentation_times
 decord.logging.set_level(decord.logging.QUIET)
 av.logging.set_level(av.logging.PANIC)
 logger = logging.getLogger(__name__)
+
+CLOCK_TOLERANCE_S = 5e-3  # decord tells times in float32: 0.25 ms apart after an hour
+PEEK_FRAMES = 16  # enough to see whether a decoder's timestamps are in order
+# How a frame is brought upright, by its rotation in quarter turns: FFmpeg filters and their arguments.
+UPRIGHT = {0: (), 1: (("transpose", "cclock"),), 2: (("hflip", None), ("vflip", None)), 3: (("transpose", "clock"),)}
 
 Chunk = np.ndarray  # (chunk_frames, H, W, 3) uint8 RGB
 
@@ -37,7 +46,12 @@ def decode_clips(video: Video, clips: Sequence[Clip], chunk_frames: int) -> Iter
     clips = sorted(clips, key=lambda clip: clip.first_frame)
     bucket = (clips[0].height, clips[0].width)
     size = cover_size(video.height, video.width, bucket)
-    times_s = presentation_times(path, video.stream)
+    try:
+        times_s = presentation_times(path, video.stream)
+    except (FFmpegError, IndexError) as error:
+        raise BadVideo(f"damaged or not a video: {error}") from error
+    if len(times_s) != video.num_frames:
+        raise BadVideo(f"changed since `scan`: {len(times_s)} frames, the manifest says {video.num_frames}")
     wanted = np.stack([_chunk_frames(video, clip, times_s, n, chunk_frames) for clip, n in _chunks(clips)])
     frames = _in_sequence(path, video, size, times_s, np.unique(wanted))
     top, left = crop_offset(size, bucket)
@@ -48,6 +62,8 @@ def decode_clips(video: Video, clips: Sequence[Clip], chunk_frames: int) -> Iter
             recent[index] = frame[top : top + bucket[0], left : left + bucket[1]]
         recent = {index: frame for index, frame in recent.items() if index >= indices[0]}
         yield clip, number, np.stack([recent[int(index)] for index in indices])
+    for _ in frames:
+        pass  # a reader may find only at the end that frames are missing
 
 
 def _chunks(clips: Sequence[Clip]) -> Iterator[tuple[Clip, int]]:
@@ -84,14 +100,13 @@ def _read_decord(
         if len(reader) != len(times_s):
             raise BadVideo(f"{len(reader)} frames where the container has {len(times_s)}")
         shown_s = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]
-        if np.abs(shown_s - times_s).max() > 0.5 * np.diff(times_s).mean() if len(times_s) > 1 else False:
+        if np.abs(shown_s - times_s).max() > CLOCK_TOLERANCE_S:
             raise BadVideo("other timestamps than the container's")
-        position = 0
-        for index in wanted.tolist():
-            if index > position:
-                reader.skip_frames(index - position)
-            yield index, _unpadded(reader.next().asnumpy(), height, width)
-            position = index + 1
+        chosen = set(wanted.tolist())
+        for index in range(max(chosen) + 1):  # one by one: even `skip_frames` returns other frames on some HEVC files
+            frame = reader.next()
+            if index in chosen:
+                yield index, _unpadded(frame.asnumpy(), height, width)
     except (decord.DECORDError, RuntimeError, StopIteration) as error:
         raise BadVideo(str(error).strip().splitlines()[0] if str(error) else "ends early") from error
 
@@ -107,31 +122,51 @@ def _unpadded(frame: np.ndarray, height: int, width: int) -> np.ndarray:
 def _read_av(
     path: Path, stream: int, size: tuple[int, int], times_s: np.ndarray, wanted: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray]]:
+    """Frames by their own timestamps; by their order where the decoder's timestamps are not in order, as in AVI."""
     height, width = size
-    remaining = iter(wanted.tolist())
-    target = next(remaining, None)
+    missing = deque(wanted.tolist())
     decoded = 0
     try:
-        with av.open(str(path)) as container:
-            for frame in container.decode(container.streams[stream]):
-                if target is None:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            frames = container.decode(container.streams[stream])
+            head = list(islice(frames, PEEK_FRAMES))
+            by_time = _in_order([frame.time for frame in head])
+            for frame in chain(head, frames):
+                if by_time and not missing:
                     return
                 if frame.is_corrupt:
                     raise BadVideo(f"damaged: frame {decoded} of {len(times_s)} is corrupt")
-                if decoded == target:
-                    yield target, _upright(frame, height, width)
-                    target = next(remaining, None)
+                index = int(np.abs(times_s - frame.time).argmin()) if by_time and frame.time is not None else decoded
+                if missing and index > missing[0]:
+                    raise BadVideo(f"damaged: frame {missing[0]} of {len(times_s)} cannot be decoded")
+                if missing and index == missing[0]:
+                    yield missing.popleft(), _upright(frame, height, width)
                 decoded += 1
     except FFmpegError as error:
         raise BadVideo(f"damaged: after {decoded} of {len(times_s)} frames: {error}") from error
-    if target is not None:
+    if missing or (not by_time and decoded != len(times_s)):
         raise BadVideo(f"damaged: {decoded} of {len(times_s)} frames can be decoded")
 
 
+def _in_order(times_s: list[float | None]) -> bool:
+    known = [time_s for time_s in times_s if time_s is not None]
+    return len(known) == len(times_s) and known == sorted(known)
+
+
 def _upright(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-    """A frame at display orientation and the asked size, with the resize filter that decord uses."""
-    quarter_turns = round(frame.rotation / 90) % 4
-    if quarter_turns % 2:
-        height, width = width, height
-    pixels = frame.reformat(width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
-    return np.rot90(pixels, quarter_turns) if quarter_turns else pixels
+    """A frame at display orientation and the asked size, by the filters that decord uses: bit-equal to it."""
+    filters = (
+        *UPRIGHT[round(frame.rotation / 90) % 4],
+        ("scale", f"{width}:{height}:flags=bicubic"),
+        ("format", "rgb24"),
+        ("buffersink", None),
+    )
+    graph = Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
+    )
+    graph.link_nodes(source, *(graph.add(name, arguments) for name, arguments in filters)).configure()
+    graph.push(frame)
+    upright = graph.pull()
+    assert isinstance(upright, av.VideoFrame)
+    return upright.to_ndarray()

@@ -1,5 +1,7 @@
 """Frames -> latents: the one place where pixels meet the VAE."""
 
+from itertools import chain
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -13,7 +15,7 @@ def encode_chunks(vae: VideoVAE, frames: np.ndarray) -> np.ndarray:
 
     FloatingPointError where a latent is not finite: such a chunk must not reach a cache.
     """
-    device = next((buffer.device for buffer in vae.buffers()), torch.device("cpu"))
+    device = next(chain(vae.parameters(), vae.buffers())).device
     pixels = rearrange(torch.from_numpy(frames).to(device), "b t h w c -> b c t h w").float() / 127.5 - 1
     latents = vae.encode(pixels).to(torch.float16).cpu().numpy()  # (B, c, t, h, w)
     if not np.isfinite(latents).all():

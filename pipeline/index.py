@@ -1,6 +1,7 @@
 """The index: the sidecars of all committed shards in plan order, as one table per column."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +17,13 @@ def merge_index(index: Path, column: Path, shards: Sequence[str], row_type: type
     """Publish the sidecars of `shards` as one table; False where the index already holds exactly these shards."""
     sidecars = [sidecar_path(column, shard) for shard in shards]
     footers = [read_metadata(sidecar) for sidecar in sidecars]
-    identity = hashlib.sha256("\n".join(footer["tar_sha256"] for footer in footers).encode()).hexdigest()
-    if index.exists() and read_metadata(index).get("shards_sha256") == identity:
-        return False
     recipes = {footer["recipe"] for footer in footers}
     if len(recipes) > 1:
         raise Refused(f"{column} mixes shards of {len(recipes)} recipes; delete those made by another recipe")
+    facts = [[shard, footer["recipe"], footer["tar_sha256"]] for shard, footer in zip(shards, footers)]
+    identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    if index.exists() and read_metadata(index).get("shards_sha256") == identity:
+        return False
     table = pa.concat_tables([read_table(sidecar, row_type) for sidecar in sidecars])
     write_table(index, table.replace_schema_metadata({"recipe": recipes.pop(), "shards_sha256": identity}))
     return True

@@ -20,6 +20,8 @@ from pipeline.records import Sample, TextSample
 from pipeline.sample import read_array
 from pipeline.schedule import Schedule, Slot, rank_steps
 
+MAX_OPEN_SHARDS = 128  # per reader; systems allow about a thousand open files
+
 
 @dataclass(frozen=True)
 class TrainingSet:
@@ -96,9 +98,16 @@ class ClipReader(Dataset):
         return read_array(content)
 
     def _handle(self, path: Path) -> int:
-        if path not in self._handles:
-            self._handles[path] = os.open(path, os.O_RDONLY)
-        return self._handles[path]
+        handle = self._handles.pop(path, None)
+        if handle is None:
+            try:
+                handle = os.open(path, os.O_RDONLY)
+            except FileNotFoundError as error:
+                raise Refused(f"{path}: in the index but gone; run `encode` and `text` again") from error
+        self._handles[path] = handle  # the newest last
+        if len(self._handles) > MAX_OPEN_SHARDS:
+            os.close(self._handles.pop(next(iter(self._handles))))
+        return handle
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_handles": {}}  # workers open their own

@@ -67,8 +67,11 @@ def read_recipe(cache: Path) -> Recipe:
     path = cache / "recipe.json"
     if not path.exists():
         raise Refused(f"{path}: not found, so {cache} is not a cache yet; run `plan` first or set data.cache")
-    document = json.loads(path.read_text())
-    recipe = Recipe.from_dict(document["recipe"])
+    try:
+        document = json.loads(path.read_text())
+        recipe = Recipe.from_dict(document["recipe"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise Refused(f"{path}: not a recipe of this version ({error!r}); restore it or encode anew") from error
     if recipe.fingerprint() != document["fingerprint"]:
         raise Refused(
             f"{path}: its fields have fingerprint {recipe.fingerprint()[:16]}, it says {document['fingerprint'][:16]}; "

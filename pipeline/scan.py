@@ -2,12 +2,14 @@
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from av.error import FFmpegError
 
@@ -46,7 +48,7 @@ def _list_folder(folder: Path, caption_from_name: bool) -> tuple[list[Source], l
         text = path.with_suffix(".txt")
         if path.suffix.lower() in VIDEO_SUFFIXES:
             if text.exists():
-                caption = text.read_text().strip()
+                caption = _read_text(text).strip()
             else:
                 caption = " ".join(path.stem.replace("-", "_").split("_")) if caption_from_name else ""
             sources.append(Source(str(path), caption))
@@ -60,17 +62,24 @@ def _read_rows(table: Path) -> Iterator[Source]:
     for number, row in enumerate(_TABLE_READERS[table.suffix.lower()](table), start=1):
         path, caption = row.get("path"), row.get("caption", row.get("text"))
         if not path or caption is None:
-            raise Refused(f"{table}, row {number}: found columns {sorted(map(str, row))}, wanted path and caption")
+            raise Refused(f"{table}, row {number}: found {row}, wanted a path and a caption (or text)")
         yield Source(str(table.parent / path), str(caption))
 
 
+def _read_text(path: Path) -> str:
+    """A UTF-8 file, with or without the byte-order mark that spreadsheets write; Refused where it is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
+
+
 def _read_csv(table: Path) -> Iterable[dict]:
-    with open(table, newline="", encoding="utf-8") as file:
-        yield from csv.DictReader(file)
+    yield from csv.DictReader(io.StringIO(_read_text(table), newline=""))
 
 
 def _read_jsonl(table: Path) -> Iterable[dict]:
-    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_read_text(table).rstrip("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -81,7 +90,10 @@ def _read_jsonl(table: Path) -> Iterable[dict]:
 
 
 def _read_parquet(table: Path) -> Iterable[dict]:
-    return pq.read_table(table).to_pylist()
+    try:
+        return pq.read_table(table).to_pylist()
+    except pa.ArrowInvalid as error:
+        raise Refused(f"{table}: not a Parquet file: {error}") from error
 
 
 _TABLE_READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
@@ -102,7 +114,7 @@ def presentation_times(path: Path, stream: int) -> np.ndarray:
 
     The container's clock, not the decoder's: AVI has no reordering in it, and decoders then report holes.
     """
-    with av.open(str(path)) as container:
+    with av.open(str(path), metadata_errors="ignore") as container:
         video = container.streams[stream]
         packets = (packet for packet in container.demux(video) if packet.size and not packet.is_discard)
         ticks = sorted(packet.pts for packet in packets if packet.pts is not None)
@@ -115,7 +127,7 @@ def probe(source: Source) -> Video:
     try:
         status = path.stat()
         identity = content_id(path, status.st_size)
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="ignore") as container:
             stream = container.streams.best("video")
             if stream is None:
                 raise BadVideo("no video stream")
@@ -155,10 +167,10 @@ def probe(source: Source) -> Video:
 
 
 def drop_duplicates(videos: Iterable[Video]) -> tuple[list[Video], list[Quarantined]]:
-    """Videos sorted by id, one for each content (the first path wins), and the others with the reason."""
+    """Videos sorted by id, one for each content, and the others with the reason; the first path and caption win."""
     kept: dict[str, Video] = {}
     dropped = []
-    for video in sorted(videos, key=lambda video: video.path):
+    for video in sorted(videos, key=lambda video: (video.path, video.caption)):
         first = kept.setdefault(video.id, video)
         if first is not video:
             dropped.append(Quarantined(video.path, "scan", f"same content as {first.path}", 1))

@@ -28,7 +28,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Packed:
-    """A sample as it goes into a tar: its key and the content of its members by ending, in order."""
+    """A sample as it goes into a tar: its key and the content of its members by ending (a tar has them sorted)."""
 
     key: str
     members: dict[str, bytes]
@@ -56,6 +56,7 @@ def write_shard(
         while block := file.read(1 << 20):
             digest.update(block)
 
+    sidecar_path(column, shard).unlink(missing_ok=True)  # an old one must not vouch for the new tar
     publish(tar_path(column, shard), write)
     footer = {**facts, "tar_sha256": digest.hexdigest()}
     write_records(sidecar_path(column, shard), row_type, rows(where), footer)

@@ -31,7 +31,7 @@ def publish(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
 
 def sweep(path: Path) -> None:
     """Remove what killed writers of `path` left aside."""
-    for aside in path.parent.glob(f".{path.name}.*.tmp"):
+    for aside in path.parent.glob(f".{path.name}.{'?' * 32}.tmp"):
         aside.unlink(missing_ok=True)
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.cache import Cache, sidecar_path
+from pipeline.errors import Refused
 from pipeline.records import Sample, TextSample, Video
 from pipeline.sample import array_bytes
 from pipeline.shard import Member, Packed, is_committed, write_shard
@@ -40,6 +41,8 @@ def text_shard(cache: Cache, shard: str, videos: dict[str, Video], encoder: Text
     sidecar = sidecar_path(cache.latents, shard)
     samples = read_records([sidecar], Sample)
     keys = tuple(sample.key for sample in samples)
+    if gone := {sample.video for sample in samples} - videos.keys():
+        raise Refused(f"{shard}: {len(gone)} of its videos left the manifest; bring them back and run `scan`")
     captions = tuple(videos[sample.video].caption for sample in samples)
     content = json.dumps([keys, captions]).encode()
     facts = {

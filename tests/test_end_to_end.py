@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import webdataset
+from webdataset import WebDataset  # pyright: ignore[reportAttributeAccessIssue]
 
 from jobs.config import RunConfig
 from jobs.encode import encode
@@ -36,7 +36,7 @@ def moving_bar(num_frames: int, seed: int) -> np.ndarray:
 
 def test_a_plain_webdataset_reads_every_sample(cached: RunConfig) -> None:
     tars = [str(path) for path in sorted(cached.cache.latents.rglob("*.tar"))]
-    samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode())
+    samples = list(WebDataset(tars, shardshuffle=False).decode())
     index = pq.read_table(cached.cache.index).to_pylist()
     assert [sample["__key__"] for sample in samples] == [row["key"] for row in index]
     for sample, row in zip(samples, index):
@@ -49,7 +49,7 @@ def test_a_plain_webdataset_reads_every_sample(cached: RunConfig) -> None:
 def test_text_has_the_keys_of_the_latents_in_their_order(cached: RunConfig) -> None:
     column = cached.cache.text("bytes")
     tars = [str(path) for path in sorted(column.rglob("*.tar"))]
-    samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode())
+    samples = list(WebDataset(tars, shardshuffle=False).decode())
     index = pq.read_table(cached.cache.index)
     assert [sample["__key__"] for sample in samples] == index["key"].to_pylist()
     assert all(sample["text.npy"].shape == (len(sample["txt"]), 256) for sample in samples)

@@ -14,7 +14,9 @@ PATH = re.compile(r"`([\w./-]+(?:\.(?:py|md|toml|txt|png)|/))`")
 def test_every_path_it_names_exists(readme: Path) -> None:
     named = [name for name in PATH.findall(readme.read_text()) if "CACHE" not in name]
     produced = {"run.toml", "loss.png", "contact_sheet.png", "samples.png", "tensorboard/", "latents/", "demo/"}
-    missing = [name for name in set(named) - produced if not ((readme.parent / name).exists() or (ROOT / name).exists())]
+    missing = [
+        name for name in set(named) - produced if not ((readme.parent / name).exists() or (ROOT / name).exists())
+    ]
     assert named and not missing
 
 

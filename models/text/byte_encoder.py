@@ -22,6 +22,8 @@ class ByteEncoder:
     max_tokens = 300  # as Open-Sora's T5; longer captions are cut
 
     def __init__(self, dim: int = 256) -> None:
+        if dim % 2:
+            raise ValueError(f"dim is {dim}; half of it are sines and half cosines, so it must be even")
         self.dim = dim
         self._bytes = np.stack([self._signs(place) for place in range(WINDOW_BYTES)])  # (window, 256, dim)
         self._positions = self._sinusoids()  # (max_tokens, dim)

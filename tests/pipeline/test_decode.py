@@ -203,6 +203,12 @@ def test_the_other_reader_takes_over_in_a_video_that_starts_late(tmp_path: Path)
     assert difference(frames, by_time(late, [late.start_s + n / 20 for n in range(CHUNK)], (96, 160))) < SAME
 
 
+def test_a_frame_behind_the_last_is_bad(steady: Video) -> None:
+    times_s = np.arange(61) / 30
+    with pytest.raises(BadVideo, match="60 of 61 frames can be decoded"):
+        list(_read_av(Path(steady.path), 0, (96, 160), times_s, np.array([59, 60])))
+
+
 def decode_all(video: Video, num_chunks: int = 3) -> list[np.ndarray]:
     clips = [clip_of(video, 17 * n, 1, 30.0, (48, 80)) for n in range(num_chunks)]
     return [frames for _, _, frames in decode_clips(video, clips, CHUNK)]
@@ -247,3 +253,23 @@ def test_frames_that_cannot_be_decoded_do_not_shift_the_others(tmp_path: Path) -
 def test_a_vanished_file_stops_the_run(steady: Video, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"gone\.mp4: found by `scan`, now gone"):
         decode_all(replace(steady, path=str(tmp_path / "gone.mp4")))
+
+
+SHARED = Path(__file__).resolve().parents[2] / "../shared/videos"
+BROKEN = {"corrupted.mp4", "mm_test.avi"}  # decord refuses the first or we refuse it, and it has no clock for the other
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the collection of real videos is not here")
+@pytest.mark.parametrize("path", sorted(SHARED.glob("*.m*[4kv]")), ids=lambda path: path.name)
+@pytest.mark.parametrize("stride", [1, 3])
+def test_both_readers_agree_to_the_bit_on_real_videos(path: Path, stride: int) -> None:
+    if path.name in BROKEN:
+        pytest.skip("only one reader reads it")
+    video = probe(Source(str(path), ""))
+    times_s = presentation_times(path, video.stream)
+    wanted = np.arange(0, len(times_s), stride)
+    for size in ((video.height, video.width), (96, 96)):
+        by_decord = list(_read_decord(path, size, times_s, wanted))
+        by_av = list(_read_av(path, video.stream, size, times_s, wanted))
+        assert [index for index, _ in by_decord] == [index for index, _ in by_av] == wanted.tolist()
+        assert all(np.array_equal(ours, theirs) for (_, ours), (_, theirs) in zip(by_decord, by_av))

@@ -1,5 +1,7 @@
 """Batches hold exactly what the cache holds; a damaged or missing byte stops the run."""
 
+import os
+import pickle
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +137,16 @@ def test_workers_change_nothing(cache: Cache) -> None:
     for one, other in zip(alone, helped, strict=True):
         for name, value in vars(one).items():
             assert name == "keys" or torch.equal(value, getattr(other, name))
+
+
+def test_a_reader_that_was_sent_elsewhere_opens_its_own_files(cache: Cache) -> None:
+    reader = ClipReader(open_set(cache))
+    slot = Slot(3, 1.0, 0)
+    wanted = reader[slot][1]
+    sent = pickle.dumps(reader)
+    for handle in reader._handles.values():
+        os.close(handle)  # numbers of open files mean nothing in another process
+    assert np.array_equal(pickle.loads(sent)[slot][1], wanted)
 
 
 @pytest.mark.parametrize(("column", "member"), [("latents", "latent"), ("text/bytes", "text")])

@@ -90,11 +90,10 @@ def test_byte_vectors_are_those_of_shake_256() -> None:
 
 
 def test_everything_that_decides_an_embedding_is_in_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ByteEncoder().fingerprint() == ENCODER.fingerprint()
-    changed = {ByteEncoder(128).fingerprint()}
+    before = ByteEncoder().fingerprint()
+    assert ByteEncoder().fingerprint() == before != ByteEncoder(128).fingerprint()
     monkeypatch.setattr(ByteEncoder, "max_tokens", 20)
-    changed.add(ByteEncoder().fingerprint())
-    assert len(changed) == 2 and ENCODER.fingerprint() in changed  # the class changed beneath it
+    assert ByteEncoder().fingerprint() != before
 
 
 def test_it_is_known_by_name() -> None:
