@@ -37,7 +37,7 @@ bench: $(INSTALLED) ## how fast it is here
 	$(PY) -m tests.benchmarks $(ARGS)
 
 clean: ## remove what make and the tools left, .venv and demo/ too
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo demo-videos build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What would fail late and obscurely is looked at first. torch goes in alone: only it may come from TORCH_INDEX.

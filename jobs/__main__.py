@@ -134,11 +134,14 @@ def demo(
         list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Changes to the demo's configuration.")
     ] = None,
     videos: Annotated[Path | None, typer.Option(help="A folder of your own videos, instead of moving shapes.")] = None,
-    out: Annotated[Path, typer.Option(help="Everything is written below.")] = Path("demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="Everything is written below; default demo, or demo-videos with --videos.")
+    ] = None,
 ) -> None:
     """Try it all in minutes: 64 clips of moving shapes, or your own folder, from video to trained model and back."""
     from jobs.demo import demo
 
+    out = out or Path("demo" if videos is None else "demo-videos")
     config, quarantined = demo(out, videos, list(words or []))
     _finish(config, quarantined)
 

@@ -11,6 +11,7 @@ import torch
 from rich.table import Table
 
 from jobs.config import RunConfig, load_config, load_configured_vae, toml_document
+from jobs.metrics import read_metrics
 from jobs.mp4 import read_mp4
 from jobs.pictures import Row, contact_sheet, loss_plot
 from jobs.plan import read_manifest, read_plan
@@ -18,7 +19,6 @@ from jobs.progress import console, say
 from jobs.run import STEPS
 from jobs.sample import to_frames
 from jobs.shapes import TARGET_FPS, direction_of_motion, dominant_colour, make_shapes, parse_caption
-from jobs.train import read_metrics
 from models.vae.interface import VideoVAE
 from pipeline.decode import decode_clips
 from pipeline.loader import ClipReader, open_training_set
@@ -44,7 +44,7 @@ COMMON: dict[str, dict[str, Any]] = {
         "warmup_steps": 50,
         "checkpoint_every": 300,
     },
-    "sample": {"num_prompts": 16, "guidance": 2.0},
+    "sample": {"num_prompts": 16, "guidance": 3.0},
 }
 SHAPES: dict[str, dict[str, Any]] = {
     "recipe": {"fps": float(TARGET_FPS), "buckets": [[64, 64]], "max_chunks": 3},

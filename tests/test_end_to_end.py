@@ -19,6 +19,7 @@ from jobs.mp4 import write_mp4
 from jobs.plan import plan
 from jobs.scan import scan
 from jobs.text import text
+from jobs.train import train
 from pipeline.cache import sidecar_path, tar_path
 from pipeline.errors import Refused
 from pipeline.quarantine import read_quarantine
@@ -174,7 +175,7 @@ def damage_from_the_middle(path: Path) -> None:
 def test_another_recipe_is_refused_and_nothing_is_damaged(cached: RunConfig, shapes: Path, tmp_path: Path) -> None:
     before = digests(cached.cache.root)
     other = cached.model_copy(update={"recipe": cached.recipe.model_copy(update={"fps": 12.0})})
-    for verb in (plan, encode, text):
+    for verb in (plan, encode, text, train):
         with pytest.raises(Refused, match=r"recipe\.fps: found 8\.0, wanted 12\.0"):
             verb(other)
     assert digests(cached.cache.root) == before

@@ -25,4 +25,4 @@ def test_a_folder_of_ones_own_goes_all_the_way(local_ray: None, tmp_path: Path, 
         assert Image.open(out / name).size[0] > 100
     assert {path.name for path in (out / "samples").iterdir()} == {"000.mp4", "001.mp4"}
     told = capsys.readouterr().out
-    assert "PSNR of 2 cached clips" in told and "clips, chunks, shards" in told
+    assert "PSNR of 3 cached clips" in told and "clips, chunks, shards" in told

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from jobs.config import TrainConfig
-from jobs.engine import committed, deepspeed_config, learning_rate, prune, step_of
+from jobs.engine import committed, compiler_problem, deepspeed_config, learning_rate, prune, step_of
 
 
 def commit(folder: Path, step: int) -> Path:
@@ -25,6 +27,13 @@ def test_deepspeed_is_told_what_train_says() -> None:
         "optimizer": {"type": "AdamW", "params": {"lr": 3e-4, "weight_decay": 0.1, "torch_adam": True}},
         "steps_per_print": 2**63 - 1,
     }
+
+
+def test_a_missing_compiler_is_told_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiler_problem() == ""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert compiler_problem().startswith("no C++ compiler")
+    assert "install g++" in compiler_problem()
 
 
 def test_the_learning_rate_rises_linearly_and_stays() -> None:

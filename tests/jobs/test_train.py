@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from jobs.config import RunConfig
+from jobs.metrics import read_metrics
 from jobs.mp4 import read_mp4
 from jobs.sample import sample
-from jobs.train import read_metrics, train
+from jobs.train import train
 from models.dit import load_dit
 from pipeline.errors import Refused
 
@@ -91,7 +92,7 @@ def test_the_trained_model_samples_videos_of_the_asked_size(trained: RunConfig, 
 @pytest.mark.parametrize("num_frames", [16, 18])
 def test_sampling_refuses_frames_that_are_not_whole_chunks(trained: RunConfig, num_frames: int) -> None:
     settings = trained.sample.model_copy(update={"num_frames": num_frames})
-    with pytest.raises(Refused, match=rf"sample\.num_frames: {num_frames} .* 17 = 1\+4\+4\+4\+4 .* use 17"):
+    with pytest.raises(Refused, match=rf"sample\.num_frames: {num_frames} .*\(17 = 1\+4\+4\+4\+4 .* use 17"):
         sample(trained.model_copy(update={"sample": settings}))
 
 
