@@ -169,11 +169,15 @@ def _show(config: RunConfig, restored: list[Restored], seconds: dict[str, float]
     ]
     if verdict:
         rows += [
-            ("sampled colour as the caption says", f"{verdict.right_colour} of {verdict.samples}"),
-            ("sampled direction as the caption says", f"{verdict.right_direction} of {verdict.samples}"),
+            ("sampled colour as the caption says", _share(verdict.right_colour, verdict.samples)),
+            ("sampled direction as the caption says", _share(verdict.right_direction, verdict.samples)),
         ]
     rows += [("look at", str(out / name)) for name in ("contact_sheet.png", "loss.png", "samples.png", "samples/*.mp4")]
     table = Table(title="demo", show_header=False)
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)
+
+
+def _share(right: int, samples: int) -> str:
+    return f"{right} of {samples} ({right / samples:.0%})"

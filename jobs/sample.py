@@ -13,7 +13,7 @@ from torch import Tensor
 from jobs.config import RunConfig, load_configured_vae
 from jobs.mp4 import write_mp4
 from jobs.pictures import sample_sheet
-from jobs.progress import progress, say
+from jobs.progress import Events, progress, say
 from models.diffusion.draws import generator
 from models.diffusion.guidance import guided
 from models.diffusion.rectified_flow import euler_timesteps, sample_euler, timestep_transform
@@ -57,6 +57,7 @@ def sample(config: RunConfig) -> int:
                 bar.advance()
     sample_sheet(out / "samples.png", list(zip(prompts, videos)))
     publish(out / "samples.json", (json.dumps(wanted, indent=2) + "\n").encode())
+    Events(out / "events.jsonl", "sample").write("done", videos=len(prompts), steps=trained["steps"])
     say(f"sample: {len(prompts)} videos -> {out / 'samples'}, {out / 'samples.png'}")
     return 0
 

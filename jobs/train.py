@@ -15,7 +15,7 @@ from jobs import engine as engines
 from jobs.config import RunConfig, configured_recipe
 from jobs.engine import Engine
 from jobs.metrics import Metrics, following
-from jobs.progress import progress, say
+from jobs.progress import Events, progress, say
 from models.diffusion.draws import draw
 from models.diffusion.rectified_flow import add_noise, loss_per_sample, timestep_transform
 from models.dit import build_dit, save_dit
@@ -38,6 +38,8 @@ def train(config: RunConfig) -> int:
         say(f"train: {out} is trained for {_trained_steps(out)} steps already")
         return 0
     publish(out / "run.json", (config.model_dump_json(indent=2) + "\n").encode())
+    events = Events(out / "events.jsonl", "train")
+    events.write("start", steps=config.train.steps, committed=[path.name for path in _checkpoints(out)])
     runtime.connect(config.cluster.address, num_cpus=config.train.workers * config.train.cpus_per_worker)
     use_gpu = runtime.count("GPU") > 0
     if not use_gpu and (problem := engines.compiler_problem()):
@@ -53,6 +55,7 @@ def train(config: RunConfig) -> int:
             folder=out,
             max_failures=config.train.max_failures,
         )
+    events.write("done", steps=config.train.steps)
     say(f"train: {config.train.steps} steps done -> {out / 'model'}")
     return 0
 
@@ -67,7 +70,7 @@ def train_worker(argument: dict[str, Any]) -> None:
     data = open_training_set(config.cache, configured_recipe(config), config.text.encoder)
     schedule = Schedule(data.samples, settings.batch, settings.seed)
     engine = Engine(_build_model(config, data), settings, samples_per_rank=-(-settings.batch // world))
-    start = _resume(engine, settings.out / "checkpoints")
+    start = _resume(engine, settings.out)
     steps = range(start, settings.steps)
     batches = load_batches(data, schedule, steps, rank, world, settings.loader_workers)
     metrics = Metrics(settings.out, start) if rank == 0 else None
@@ -132,9 +135,13 @@ def _build_model(config: RunConfig, data: TrainingSet) -> Any:
     )
 
 
-def _resume(engine: Engine, checkpoints: Path) -> int:
+def _checkpoints(out: Path) -> list[Path]:
+    return engines.committed(out / "checkpoints")
+
+
+def _resume(engine: Engine, out: Path) -> int:
     """Load the newest committed checkpoint, if any. Returns the number of steps done."""
-    found = engines.committed(checkpoints)
+    found = _checkpoints(out)
     if not found:
         return 0
     engine.load(found[-1])
@@ -172,7 +179,7 @@ FIXED = ("recipe", "text", "model", "train.batch", "train.seed", "train.caption_
 def _refuse_other_run(config: RunConfig) -> None:
     """Refuse to continue a run in `train.out` that was another one."""
     path = config.train.out / "run.json"
-    checkpoints = engines.committed(config.train.out / "checkpoints")
+    checkpoints = _checkpoints(config.train.out)
     if not checkpoints or not path.exists():
         return
     engines.refuse_other_ranks(checkpoints[-1], config.train.workers)

@@ -49,7 +49,7 @@ def decode_clips(video: Video, clips: Sequence[Clip], chunk_frames: int) -> Iter
     try:
         times_s = presentation_times(path, video.stream)
     except (FFmpegError, IndexError) as error:
-        raise BadVideo(f"damaged or not a video: {error}") from error
+        raise BadVideo(f"damaged or not a video: {getattr(error, 'strerror', 'its stream is gone')}") from error
     if len(times_s) != video.num_frames:
         raise BadVideo(f"changed since `scan`: {len(times_s)} frames, the manifest says {video.num_frames}")
     wanted = np.stack([_chunk_frames(video, clip, times_s, n, chunk_frames) for clip, n in _chunks(clips)])
@@ -143,7 +143,7 @@ def _read_av(
                     yield missing.popleft(), _upright(frame, height, width)
                 decoded += 1
     except FFmpegError as error:
-        raise BadVideo(f"damaged: after {decoded} of {len(times_s)} frames: {error}") from error
+        raise BadVideo(f"damaged: {decoded} of {len(times_s)} frames can be decoded: {error.strerror}") from error
     if missing or (not by_time and decoded != len(times_s)):
         raise BadVideo(f"damaged: {decoded} of {len(times_s)} frames can be decoded")
 

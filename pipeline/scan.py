@@ -143,7 +143,7 @@ def probe(source: Source) -> Video:
     except PermissionError as error:
         raise BadVideo("permission to read it is denied") from error
     except (FFmpegError, OSError) as error:
-        raise BadVideo(f"damaged or not a video: {error}") from error
+        raise BadVideo(f"damaged or not a video: {error.strerror}") from error
     if len(times_s) == 0:
         raise BadVideo("no timestamps")
     duration_s = float(times_s[-1] - times_s[0])

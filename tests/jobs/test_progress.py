@@ -1,0 +1,38 @@
+"""Progress where there is no terminal, and events for programs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.progress import Events, progress, show_quarantine
+from pipeline.records import Quarantined
+
+
+def test_without_a_terminal_the_end_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("encode", 3, "shards") as bar:
+        for _ in range(3):
+            bar.advance(note="fine")
+    assert capsys.readouterr().out == "encode: 3/3 shards fine\n"
+
+
+def test_the_same_place_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("train", 2, "steps") as bar:
+        bar.move_to(2)
+        bar.move_to(2)
+    assert capsys.readouterr().out == "train: 2/2 steps\n"
+
+
+def test_events_are_appended_as_json_lines(tmp_path: Path) -> None:
+    Events(tmp_path / "new" / "events.jsonl", "scan").write("done", videos=3)
+    Events(tmp_path / "new" / "events.jsonl", "plan").write("done", clips=[1, 2])
+    lines = [json.loads(line) for line in (tmp_path / "new" / "events.jsonl").read_text().splitlines()]
+    assert [(line["verb"], line["event"]) for line in lines] == [("scan", "done"), ("plan", "done")]
+    assert (lines[0]["videos"], lines[1]["clips"]) == (3, [1, 2])
+    assert lines[0]["time"] <= lines[1]["time"]
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    show_quarantine([Quarantined("/v/[red]a[/].mp4", "scan", "damaged [or not]", 1)])
+    told = capsys.readouterr().out
+    assert "[red]a[/].mp4" in told and "damaged [or not]" in told
