@@ -51,17 +51,21 @@ def encode(config: RunConfig) -> int:
     planned = shards_of(read_plan(cache))
     if not planned:
         raise Refused(f"{cache.root}: no plan; run `plan` first, or set data.cache")
-    videos = {video.id: video for video in read_manifest(cache)}
-    works = [shard_work(shard, clips, videos, recipe) for shard, clips in planned.items()]
-    missing = [work for work in works if not is_committed(cache.latents, work.shard, dict(work.facts))]
+    missing = {
+        shard: clips
+        for shard, clips in planned.items()
+        if not is_committed(cache.latents, shard, shard_facts(shard, clips, recipe))
+    }
     events = Events(cache.events, "encode")
-    events.write("start", shards=len(works), committed=len(works) - len(missing))
+    events.write("start", shards=len(planned), committed=len(planned) - len(missing))
     if missing:
-        _encode_shards(config, missing, events)
+        videos = {video.id: video for video in read_manifest(cache)}
+        works = [shard_work(shard, clips, videos, recipe) for shard, clips in missing.items()]
+        _encode_shards(config, works, events)
     merge_index(cache.index, cache.latents, list(planned), Sample)
     quarantined = len(read_quarantine(cache))
     events.write("done", encoded=len(missing), quarantined=quarantined)
-    say(f"encode: {len(missing)} shards encoded, {len(works) - len(missing)} were there already -> {cache.index}")
+    say(f"encode: {len(missing)} shards encoded, {len(planned) - len(missing)} were there already -> {cache.index}")
     return quarantined
 
 
@@ -96,6 +100,15 @@ def _check_room(config: RunConfig, num_encoders: int) -> None:
         )
 
 
+def shard_facts(shard: str, clips: list[Clip], recipe: Recipe) -> dict[str, str]:
+    """What a shard's sidecar states: made by which recipe, in which generation of the plan, from which clips."""
+    return {
+        "recipe": recipe.fingerprint(),
+        "generation": shard.rpartition("/")[2].partition("-")[0],
+        "clips_sha256": hashlib.sha256("\n".join(clip.key for clip in clips).encode()).hexdigest(),
+    }
+
+
 def shard_work(shard: str, clips: list[Clip], videos: dict[str, Video], recipe: Recipe) -> ShardWork:
     """The clips of one shard, joined with where their videos lie now; Refused where one is gone."""
     gone = sorted({clip.video for clip in clips} - videos.keys())
@@ -104,13 +117,9 @@ def shard_work(shard: str, clips: list[Clip], videos: dict[str, Video], recipe: 
             f"{shard}: planned from {len(gone)} videos that the manifest no longer has (content id {gone[0]}); "
             f"bring them back and run `scan`, or encode into a new data.cache"
         )
-    keys = hashlib.sha256("\n".join(clip.key for clip in clips).encode()).hexdigest()
-    generation = shard.rpartition("/")[2].partition("-")[0]
-    facts = {"recipe": recipe.fingerprint(), "generation": generation, "clips_sha256": keys}
     by_video = groupby(clips, key=lambda clip: clip.video)
-    return ShardWork(
-        shard, tuple(VideoWork(videos[video], tuple(cut)) for video, cut in by_video), tuple(facts.items())
-    )
+    works = tuple(VideoWork(videos[video], tuple(cut)) for video, cut in by_video)
+    return ShardWork(shard, works, tuple(shard_facts(shard, clips, recipe).items()))
 
 
 @dataclass(frozen=True)
