@@ -27,7 +27,7 @@ NUM_VIDEOS, FRAMES, SIDE = 24, 170, 320  # ten chunks each
 
 
 def main() -> None:
-    """Print chunks per second and CPU-seconds of both, and their ratio."""
+    """Print chunks per second and CPU-seconds of both, and their ratio. Starting the encoder is part of `encode`."""
     with tempfile.TemporaryDirectory() as folder:
         config = prepare(Path(folder))
         chunks = sum(clip.num_chunks for clip in read_plan(config.cache))
@@ -45,7 +45,7 @@ def prepare(folder: Path) -> RunConfig:
     """Videos of a moving gradient, scanned and planned."""
     ramp = np.arange(SIDE, dtype=np.int64)
     for number in range(NUM_VIDEOS):
-        luma = np.stack([np.add.outer(ramp, ramp * (1 + number % 3)) + 5 * shift for shift in range(FRAMES)])
+        luma = np.stack([np.add.outer(ramp, ramp * (1 + number % 3)) + 5 * shift + number for shift in range(FRAMES)])
         frames = np.stack([luma, luma * 2, 255 - luma], axis=-1).astype(np.uint8)  # (T, H, W, 3)
         write_mp4(folder / "videos" / f"{number}.mp4", frames, 24)
     places = [f"data.source={folder / 'videos'}", f"data.cache={folder / 'cache'}"]
@@ -56,23 +56,15 @@ def prepare(folder: Path) -> RunConfig:
 
 
 def measure(work: Callable[[], None]) -> tuple[float, float]:
-    """(wall seconds, CPU seconds of this process and Ray's workers)."""
+    """(wall seconds, CPU seconds of the whole machine: Ray's workers come and go, so leave it alone meanwhile)."""
     before_cpu_s, before_s = cpu_seconds(), time.perf_counter()
     work()
     return time.perf_counter() - before_s, cpu_seconds() - before_cpu_s
 
 
 def cpu_seconds() -> float:
-    """CPU time of every process of this user so far, the dead ones that were waited for included."""
-    me = psutil.Process()
-    total = 0.0
-    for process in [me, *me.children(recursive=True)]:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
+    times = psutil.cpu_times()
+    return times.user + times.system + times.nice
 
 
 def encode_once(config: RunConfig) -> None:
