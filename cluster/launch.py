@@ -1,5 +1,7 @@
 """Start a training function on many workers through Ray Train."""
 
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,10 +36,16 @@ def run_workers(
             name="ray_train", storage_path=str(folder), failure_config=FailureConfig(max_failures=max_failures)
         ),
     )
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
+    except SystemExit as stopped:  # how Ray Train's own handler of Ctrl-C ends
+        raise KeyboardInterrupt from stopped
     except TrainingFailedError as error:
         failures = getattr(error, "worker_failures", {})
         if failures:
             raise failures[min(failures)] from error
         raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, on_interrupt)  # Ray Train leaves its handler behind

@@ -1,7 +1,8 @@
 """The command line: `latentmill VERB`, which is `python -m jobs VERB`."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,18 @@ def _finish(config: RunConfig, quarantined: int) -> None:
 
 def _verb(run: Callable[[RunConfig], int], words: list[str] | None) -> None:
     config = _config(words)
-    _finish(config, run(config))
+    with _interruptible():
+        quarantined = run(config)
+    _finish(config, quarantined)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted; what is committed stays, and the same command goes on from there", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 # Each verb imports what it needs when it is called: `--help` and `scan` do not wait for torch or Ray.
@@ -142,7 +154,8 @@ def demo(
     from jobs.demo import demo
 
     out = out or Path("demo" if videos is None else "demo-videos")
-    config, quarantined = demo(out, videos, list(words or []))
+    with _interruptible():
+        config, quarantined = demo(out, videos, list(words or []))
     _finish(config, quarantined)
 
 
@@ -150,9 +163,6 @@ def main() -> None:
     """Run a verb; what the user can mend is one line and an exit code, everything else a traceback."""
     try:
         app()
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; nothing is lost: the same command goes on from here\n")
-        sys.exit(INTERRUPTED)
     except Exception as error:
         refused = _refusal(error)
         if refused is None:

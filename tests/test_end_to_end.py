@@ -90,28 +90,41 @@ def test_kill_minus_nine_while_encoding_costs_nothing_but_time(cached: RunConfig
         config = cache_config(shapes, tmp_path / str(attempt))
         scan(config)
         plan(config)
-        if kill_after_the_first_shard(config) < shards:
+        signal_after_the_first_shard(config, signal.SIGKILL)
+        if len(list(config.cache.latents.rglob("*.parquet"))) < shards:
             break
     assert not config.cache.index.exists()
     fill_cache(config)
     assert digests(config.cache.root) == digests(cached.cache.root)
 
 
-def kill_after_the_first_shard(config: RunConfig) -> int:
-    """Run `encode` in a process group of its own, SIGKILL all of it soon after a shard is there; count the shards."""
+def signal_after_the_first_shard(config: RunConfig, what: signal.Signals) -> tuple[int, str]:
+    """Run `encode` in a process group of its own and signal all of it when a shard is there: (exit code, stderr)."""
     words = [f"data.source={config.data.source}", f"data.cache={config.cache.root}", *CACHE_OVERRIDES]
-    run_toml = config.cache.root / "run.toml"
+    run_toml = config.cache.root.parent / "run.toml"
     run_toml.write_text("")
-    process = subprocess.Popen([sys.executable, "-m", "jobs", "encode", str(run_toml), *words], start_new_session=True)
+    command = [sys.executable, "-m", "jobs", "encode", str(run_toml), *words]
+    told = config.cache.root.parent / "stderr"  # a file: Ray's daemons would keep a pipe open after the end
+    with open(told, "w") as file:
+        process = subprocess.Popen(command, start_new_session=True, stderr=file)
     try:
         while not list(config.cache.latents.rglob("*.parquet")):
             assert process.poll() is None, "it ended before a shard was committed"
             time.sleep(0.002)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, what)
         process.wait()
-    run_toml.unlink()
-    return len(list(config.cache.latents.rglob("*.parquet")))
+    return process.returncode, told.read_text()
+
+
+def test_ctrl_c_is_told_and_the_same_command_goes_on(cached: RunConfig, shapes: Path, tmp_path: Path) -> None:
+    config = cache_config(shapes, tmp_path)
+    scan(config)
+    plan(config)
+    code, told = signal_after_the_first_shard(config, signal.SIGINT)
+    assert code == 0 or (code == 130 and "interrupted; what is committed stays" in told)  # 0: it was done before
+    fill_cache(config)
+    assert digests(config.cache.root) == digests(cached.cache.root)
 
 
 def test_new_videos_go_to_a_new_generation_and_leave_the_old_one_alone(local_ray: None, tmp_path: Path) -> None:
