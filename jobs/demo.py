@@ -48,7 +48,7 @@ COMMON: dict[str, dict[str, Any]] = {
 }
 SHAPES: dict[str, dict[str, Any]] = {
     "recipe": {"fps": float(TARGET_FPS), "buckets": [[64, 64]], "max_chunks": 3},
-    "train": {"steps": 1000, "timestep_transform": False},  # it is made for larger pictures
+    "train": {"steps": 900, "timestep_transform": False},  # it is made for larger pictures
 }
 OWN_VIDEOS: dict[str, dict[str, Any]] = {
     "data": {"caption_from_name": True},
