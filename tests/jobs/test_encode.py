@@ -56,7 +56,11 @@ def test_chunks_come_in_plan_order_and_the_next_shard_is_under_way(
     settings = EncodeConfig(decode_tasks=decode_tasks, frames_per_task=20)
     decoders = Decoders(settings, chunk_frames=17)
     for work, upcoming in zip(works, [*works[1:], None]):
-        assert keys_of(decoders.read(work, upcoming)) == wanted(work)
+        keys = []
+        for item in decoders.read(work, upcoming):
+            assert sum(len(tasks) for tasks in decoders.running.values()) <= decode_tasks
+            keys += keys_of(iter([item]))
+        assert keys == wanted(work)
         if upcoming and decode_tasks > 1:
             assert decoders.running[upcoming.shard]
     assert not decoders.running and not decoders.waiting
