@@ -42,6 +42,13 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(trained: RunConfig, tmp_pat
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_bf16_zero_1_and_reading_ahead_give_about_the_same_losses(trained: RunConfig, tmp_path: Path) -> None:
+    config = changed(trained, out=tmp_path, steps=3, precision="bf16", zero_stage=1, loader_workers=1)
+    train(config)
+    assert losses(config) == pytest.approx(losses(trained)[:3], rel=0.02)
+    assert load_file(tmp_path / "model" / "model.safetensors")["x_embedder.proj.weight"].dtype == torch.bfloat16
+
+
 def test_checkpoints_are_committed_with_the_shards_of_every_rank(trained: RunConfig) -> None:
     folder = trained.train.out / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000004", "step-00000008"]
