@@ -64,7 +64,7 @@ def _interruptible() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-# Each verb imports what it needs when it is called: `--help` and `scan` do not wait for torch or Ray.
+# Each verb imports what it needs when it is called: `--help`, `scan` and `plan` do not wait for Ray or DeepSpeed.
 
 
 @app.command()

@@ -188,7 +188,7 @@ def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
             raise ConfigError(f"{path}: not found; write one with `latentmill init`, or name another run.toml")
         try:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not valid TOML: {error}") from error
     for word in overrides:
         _override(document, word)
@@ -239,7 +239,9 @@ def _override(document: dict[str, Any], word: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    document.setdefault(section, {})[key] = value
+    if not isinstance(document.setdefault(section, {}), dict):
+        raise ConfigError(f"{section}: found {document[section]!r}, wanted a section of keys, as in [{section}]")
+    document[section][key] = value
 
 
 def load_configured_vae(config: RunConfig) -> VideoVAE:

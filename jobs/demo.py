@@ -79,7 +79,7 @@ def demo(out: Path, videos: Path | None, overrides: list[str]) -> tuple[RunConfi
     contact_sheet(out / "contact_sheet.png", rows)
     metrics = read_metrics(out / "metrics.jsonl")
     loss_plot(out / "loss.png", [line["step"] for line in metrics], [line["loss"] for line in metrics])
-    verdict = judge(config) if videos is None else None
+    verdict = judge(config) if videos is None and not config.sample.prompts else None
     _show(config, restored, seconds, verdict)
     return config, len(read_quarantine(config.cache))
 

@@ -112,11 +112,12 @@ class Engine:
         Written aside, checked, marked and then renamed: a checkpoint has its name only when every rank's files exist.
         """
         final = folder / f"step-{step:08d}"
+        if (final / COMMIT_NAME).exists():
+            return  # the same step of the same run: the same state
         aside = folder / f"step-{step:08d}.tmp"
         rank = dist.get_rank()
         if rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
-            shutil.rmtree(final, ignore_errors=True)
         dist.barrier()
         self._deepspeed.save_checkpoint(str(aside), tag=SHARDS_NAME, save_latest=False)
         dist.barrier()

@@ -6,15 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline.errors import Refused
+
 
 def publish(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
     """Write `content` to `path` whole: aside, fsync, rename, fsync of the folder.
 
-    A reader sees the old file or the new one; a crash leaves at most a hidden `.tmp` file behind.
+    A reader sees the old file or the new one; a crash leaves at most a hidden `.tmp` file behind. Refused where the
+    disk is full, read-only or not ours.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "w+b") as file:
             if callable(content):
                 content(file)
@@ -23,10 +26,13 @@ def publish(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+        sync_folder(path.parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise Refused(f"{path}: cannot be written: {reason}; make room or write elsewhere, then run again") from error
+    finally:
+        if aside.exists():
+            aside.unlink()
 
 
 def sweep(path: Path) -> None:

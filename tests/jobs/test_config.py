@@ -66,3 +66,9 @@ def test_a_missing_or_broken_file_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("[train\n")
     with pytest.raises(ConfigError, match="not valid TOML"):
         load_config(tmp_path / "bad.toml", [])
+    (tmp_path / "latin.toml").write_bytes(b"[data]\nsource = 'caf\xe9'\n")
+    with pytest.raises(ConfigError, match=r"latin\.toml: not valid TOML"):
+        load_config(tmp_path / "latin.toml", [])
+    (tmp_path / "flat.toml").write_text("train = 3\n")
+    with pytest.raises(ConfigError, match=r"train: found 3, wanted a section"):
+        load_config(tmp_path / "flat.toml", ["train.steps=4"])

@@ -5,6 +5,7 @@ from typing import BinaryIO
 
 import pytest
 
+from pipeline.errors import Refused
 from pipeline.storage import publish, sweep
 
 
@@ -100,10 +101,10 @@ def test_what_a_killed_writer_leaves_is_swept(tmp_path: Path) -> None:
         (aside,) = tmp_path.iterdir()
         (tmp_path / "copy").hardlink_to(aside)
         names.append(aside.name)
-        raise OSError
+        raise KeyboardInterrupt
 
     names: list[str] = []
-    with pytest.raises(OSError):
+    with pytest.raises(KeyboardInterrupt):
         publish(tmp_path / "a.tar", killed)
     (tmp_path / "copy").rename(tmp_path / names[0])  # as if the process had died before it could tidy up
     sweep(tmp_path / "a.tar")
@@ -112,3 +113,23 @@ def test_what_a_killed_writer_leaves_is_swept(tmp_path: Path) -> None:
 
 def test_sweeping_where_nothing_is_does_nothing(tmp_path: Path) -> None:
     sweep(tmp_path / "nowhere" / "a.tar")
+
+
+def test_a_disk_that_takes_no_more_is_told_with_the_path(tmp_path: Path) -> None:
+    """/dev/full answers every write with "no space left", as a full disk does."""
+    publish(tmp_path / "file", b"old")
+
+    def write(_: BinaryIO) -> None:
+        with open("/dev/full", "wb") as full:
+            full.write(b"x")
+
+    with pytest.raises(Refused, match=r"file: cannot be written: No space left on device; make room"):
+        publish(tmp_path / "file", write)
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file where a folder is wanted")
+    with pytest.raises(Refused, match="cannot be written"):
+        publish(tmp_path / "taken" / "file", b"new")
