@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,9 @@ def signal_after_the_first_shard(config: RunConfig, what: signal.Signals) -> tup
     command = [sys.executable, "-m", "jobs", "encode", str(run_toml), *words]
     told = config.cache.root.parent / "stderr"  # a file: Ray's daemons would keep a pipe open after the end
     with open(told, "w") as file:
-        process = subprocess.Popen(command, start_new_session=True, stderr=file)
+        # A job in the background inherits that Ctrl-C is ignored; at a terminal it is not.
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(command, start_new_session=True, stderr=file, preexec_fn=heed)
     try:
         while not list(config.cache.latents.rglob("*.parquet")):
             assert process.poll() is None, "it ended before a shard was committed"

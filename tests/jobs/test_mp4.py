@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from jobs.mp4 import frames_per_second, write_mp4
+from pipeline.errors import Refused
 
 SATURATED = [(235, 40, 40), (40, 205, 60), (45, 75, 240), (240, 220, 40), (225, 45, 215), (40, 215, 225)]
 
@@ -104,7 +105,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError("disk full")
 
     monkeypatch.setattr(av.VideoFrame, "from_ndarray", torn)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(Refused, match="disk full"):
         write_mp4(path, flat(SATURATED[1]), 8)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
