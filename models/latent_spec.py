@@ -2,28 +2,35 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-Posterior = Literal["mean", "sample"]
+Posterior = Literal["mean", "sample", "moments"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+# Normalization is affine, so these fields alone can be changed after encoding: see `LatentSpec.convert`.
+NORMALIZATION = ("scaling_factor", "shift", "scale")
 
 
 @dataclass(frozen=True)
 class LatentSpec:
     """Geometry and normalization of one VAE's latents; everything that decides their values but the pixels.
 
-    A normalized latent is `(raw * scaling_factor - shift) / scale`, channel by channel.
+    A normalized latent is `(raw * scaling_factor - shift) / scale`, channel by channel; a normalized standard deviation
+    is `raw_std * scaling_factor / scale`.
     """
 
-    vae: str  # the name `load_vae` knows it by
+    vae: str  # the family, and the layout within it: "open-sora-v1.2", "diffusers:AutoencoderKLWan"
     channels: int
     stride: tuple[int, int, int]  # pixels per latent in (frames, height, width)
     chunk_frames: int  # frames encoded together: 1 + stride[0] * n, because the first frame is encoded alone
     scaling_factor: float
     shift: tuple[float, ...]  # one per channel
     scale: tuple[float, ...]  # one per channel
-    posterior: Posterior  # what the cache holds of the VAE's Gaussian
-    weights_sha256: str  # of the weights, or of the constants of a VAE that has none
+    dtype: Dtype  # the VAE computes in; posterior and normalization are float32 whatever it is
+    posterior: Posterior  # what is cached of the VAE's Gaussian: its mean, one sample, or mean and std ("moments")
+    config_sha256: str  # of what the weights do not say: the layout that the checkpoint's config names
+    weights_sha256: str  # of the file of weights, or of the constants of a VAE that has none
 
     def __post_init__(self) -> None:
         time_stride = self.stride[0]
@@ -38,11 +45,21 @@ class LatentSpec:
                 f"{self.vae} has {self.channels} channels but {len(self.shift)} shifts and {len(self.scale)} scales; "
                 f"give one of each per channel"
             )
+        if not self.scaling_factor > 0 or not all(value > 0 for value in self.scale):
+            raise ValueError(
+                f"{self.vae}: scaling factor {self.scaling_factor} and scales {self.scale} must be above 0: latents "
+                f"are multiplied by the one and divided by the others"
+            )
 
     @property
     def chunk_latents(self) -> int:
         """Latent frames of one chunk: 17 frames -> 5."""
         return self.latent_frames(self.chunk_frames)
+
+    @property
+    def stored_channels(self) -> int:
+        """Channels of a cached array: of the latents, or twice as many, mean then std, where moments are cached."""
+        return self.channels * (2 if self.posterior == "moments" else 1)
 
     def latent_frames(self, num_frames: int) -> int:
         """Frames -> latent frames, chunk by chunk: L(F) = 5 * (F // 17) + ceil((F mod 17) / 4) for 17-frame chunks."""
@@ -60,6 +77,33 @@ class LatentSpec:
                     f"use {lower} or {lower + stride}"
                 )
         return (self.channels, self.latent_frames(num_frames), height // self.stride[1], width // self.stride[2])
+
+    def converts_to(self, other: "LatentSpec") -> bool:
+        """Whether the two differ in their normalization at most, so that `convert` makes one's latents the other's."""
+        return all(
+            getattr(self, field.name) == getattr(other, field.name)
+            for field in fields(self)
+            if field.name not in NORMALIZATION
+        )
+
+    def convert(self, latents: Any, to: "LatentSpec") -> Any:
+        """Cached latents (..., C, t, h, w), C = stored_channels, a torch tensor, as `to` normalizes them: float32.
+
+        ValueError where the two specs differ in more than their normalization: then only encoding again will do.
+        """
+        if not self.converts_to(to):
+            raise ValueError(
+                f"latents of {self.vae} cannot become those of {to.vae}: more differs than {', '.join(NORMALIZATION)}; "
+                f"encode again"
+            )
+        ratio = to.scaling_factor / self.scaling_factor
+        gains = [ratio * old / new for old, new in zip(self.scale, to.scale)]
+        offsets = [(ratio * old - new) / scale for old, new, scale in zip(self.shift, to.shift, to.scale)]
+        if self.posterior == "moments":  # a std has no offset
+            gains, offsets = gains * 2, [*offsets, *[0.0] * self.channels]
+        latents = latents.float()
+        gain, offset = latents.new_tensor(gains), latents.new_tensor(offsets)  # (C,)
+        return latents * gain[:, None, None, None] + offset[:, None, None, None]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` is the inverse."""

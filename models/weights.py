@@ -1,8 +1,12 @@
-"""Weights in and out, as safetensors and nothing else: a pickle runs code when it is read."""
+"""Weights in and out, as safetensors: a pickle runs code when it is read."""
 
+import hashlib
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -30,24 +34,35 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     write_whole(path, lambda aside: save_file(plain, aside, metadata={"format": "pt"}))
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A safetensors file -> its tensors on the CPU; ValueError for any other format."""
+def read_weights(path: Path, only: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """A safetensors file -> its tensors on the CPU, all or `only` the named ones; ValueError for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            return {name: file.get_tensor(name) for name in file.keys() if only is None or name in only}  # noqa: SIM118
     except SafetensorError as error:
+        with path.open("rb") as file:
+            is_pickle = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x04")  # a zip of torch.save, or its older form
+        if is_pickle:
+            raise ValueError(
+                f"{path} is not a safetensors file; pickled checkpoints are refused because reading one can run any "
+                f"code: convert it with safetensors.torch.save_file where you trust it"
+            ) from error
         raise ValueError(
-            f"{path} is not a safetensors file ({error}); pickled checkpoints are refused because reading one can run "
-            f"any code: convert it with safetensors.torch.save_file where you trust it"
+            f"{path} is not a safetensors file, or not a whole one ({error}); it may have been cut off: fetch it again"
         ) from error
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill `model` from a safetensors file, casting to the model's dtypes; a model on the meta device comes alive.
+    """Fill `model` from a safetensors file; see `fill_weights`."""
+    fill_weights(model, read_weights(path), str(path))
 
-    Raises ValueError, and changes nothing, unless the file has exactly the model's names and shapes.
+
+def fill_weights(model: nn.Module, found: Mapping[str, Tensor], origin: str) -> None:
+    """Fill `model` from tensors by name, casting to the model's dtypes; a model on the meta device comes alive.
+
+    Raises ValueError, naming `origin`, and changes nothing, unless these are exactly the model's names and shapes.
     """
-    found, own = read_weights(path), model.state_dict()
+    own = model.state_dict()
     wrong = {
         "missing": sorted(own.keys() - found.keys()),
         "unexpected": sorted(found.keys() - own.keys()),
@@ -58,10 +73,55 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ],
     }
     if any(wrong.values()):
-        raise ValueError(f"{path} does not fit {type(model).__name__}: {_listed(wrong)}; build the model it came from")
+        raise ValueError(
+            f"{origin} does not fit {type(model).__name__}: {_listed(wrong)}; build the model it came from"
+        )
     cast = {name: found[name].to(tensor.dtype) for name, tensor in own.items()}
     # Meta tensors have no storage to copy into, so they are replaced; others stay the ones an optimizer may hold.
     model.load_state_dict(cast, assign=any(tensor.is_meta for tensor in own.values()))
+
+
+def find_file(folder: Path, names: Sequence[str]) -> Path:
+    """The first of `names` (patterns) in `folder`, or `folder` itself where it is such a file; else ValueError."""
+    if folder.is_file():
+        if not any(Path(folder.name).match(name) for name in names):
+            raise ValueError(f"{folder}: not one of {', '.join(names)}; give that file or the folder it is in")
+        return folder
+    for name in names:
+        if found := sorted(folder.glob(name)):
+            return found[0]
+    here = ", ".join(sorted(path.name for path in folder.iterdir())[:LISTED]) or "nothing"
+    raise ValueError(f"{folder}: found {here}; wanted {' or '.join(names)}: give the folder as it was published")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A published config.json; ValueError where it is none."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path}: not found; give the folder as it was published, config.json beside the weights"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); fetch it again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: holds {type(config).__name__}, wanted an object of settings; fetch it again")
+    return config
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as `sha256sum` prints it; read once as long as the file does not change."""
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, num_bytes: int, mtime_ns: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _listed(kinds: Mapping[str, list[str]]) -> str:

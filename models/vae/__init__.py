@@ -3,24 +3,35 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from models.vae.dct import load_dct
+from models.latent_spec import Dtype, Posterior
+from models.vae.dct import describe_dct
+from models.vae.description import NOTHING_ASKED, Asked, Description
 from models.vae.interface import VideoVAE
 
-# Family -> loader of (what follows the colon or None, path of the weights or None, dtype, frames per chunk).
-VAES: dict[str, Callable[[str | None, str | Path | None, torch.dtype, int], VideoVAE]] = {"dct": load_dct}
+# Family -> description from (what follows the colon or None, path or hub id of the weights or None, what is asked).
+VAES: dict[str, Callable[[str | None, str | Path | None, Asked], Description]] = {"dct": describe_dct}
 
 
-def load_vae(
-    name: str, path: str | Path | None = None, dtype: torch.dtype = torch.float32, chunk_frames: int = 17
-) -> VideoVAE:
-    """A VAE ready to use (eval mode, no gradients); `dct:32` is the family `dct` with the argument `32`.
+def describe_vae(name: str, path: str | Path | None = None, asked: Asked = NOTHING_ASKED) -> Description:
+    """A VAE's latents without its weights: config and checksums are read, tensors are not.
 
-    ValueError on an unknown family, and on an argument, path or chunk_frames that does not fit the family.
+    `dct:32` is the family `dct` with the argument `32`. ValueError on an unknown family, and on an argument, path, file
+    or wish that does not fit the family.
     """
     family, colon, argument = name.partition(":")
     if family not in VAES:
         raise ValueError(f"no VAE is called {name!r}; the run may name one of: {', '.join(sorted(VAES))}")
-    vae = VAES[family](argument if colon else None, path, dtype, chunk_frames)
-    return vae.eval().requires_grad_(False)
+    return VAES[family](argument if colon else None, path, asked)
+
+
+def load_vae(
+    name: str,
+    path: str | Path | None = None,
+    *,
+    dtype: Dtype | None = None,
+    chunk_frames: int | None = None,
+    posterior: Posterior | None = None,
+) -> VideoVAE:
+    """A VAE ready to use: eval mode, no gradients, on the CPU. ValueError as `describe_vae`, and on wrong weights."""
+    asked = Asked(chunk_frames=chunk_frames, dtype=dtype, posterior=posterior)
+    return describe_vae(name, path, asked).load().eval().requires_grad_(False)

@@ -3,8 +3,6 @@
 Decoding what was encoded is the orthogonal projection of the pixels on the kept coefficients.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from einops import einsum, rearrange, repeat
 from torch import Tensor
 
 from models.latent_spec import LatentSpec
+from models.vae.description import DEFAULT_CHUNK_FRAMES, Asked, Description, digest
 from models.vae.interface import VideoVAE
 
 STRIDE = (4, 8, 8)
@@ -118,7 +117,7 @@ def ungroup_blocks(blocks: Tensor, frames: int) -> Tensor:
 
 
 class DCTVAE(VideoVAE):
-    """Keeps the first `channels` rows of the table; latents, std (always zero) and decoded pixels are float32.
+    """Keeps the first `channels` rows of the table; it computes in float32, and its std is always zero.
 
     A chunk is a lone first frame, then groups of four. A shorter chunk at the end of a clip has a lone first frame only
     if that leaves whole groups; otherwise it is groups from its first frame on, the last one filled up by repeating its
@@ -126,28 +125,15 @@ class DCTVAE(VideoVAE):
     exactly a projection where nothing is repeated: 4n or 1 + 4n frames in the last chunk.
     """
 
+    any_length = True
+
     group_basis: Tensor  # (C, 3 * 4 * 8 * 8), orthonormal rows
     frame_basis: Tensor  # (C, 3 * 8 * 8), orthonormal rows
     frame_gain: Tensor  # (C,)
-    shift: Tensor  # (C,)
-    scale: Tensor  # (C,)
 
-    def __init__(self, channels: int = DEFAULT_CHANNELS, chunk_frames: int = 17) -> None:
+    def __init__(self, spec: LatentSpec) -> None:
         super().__init__()
-        if not 1 <= channels <= MAX_CHANNELS:
-            raise ValueError(f"dct cannot keep {channels} channels; ask for 1 to {MAX_CHANNELS}, as in dct:32")
-        rows = TABLE[:channels]
-        self.spec = LatentSpec(
-            vae="dct" if channels == DEFAULT_CHANNELS else f"dct:{channels}",
-            channels=channels,
-            stride=STRIDE,
-            chunk_frames=chunk_frames,
-            scaling_factor=1.0,
-            shift=tuple(row.shift for row in rows),
-            scale=tuple(row.scale for row in rows),
-            posterior="mean",
-            weights_sha256=hashlib.sha256(json.dumps([COLOURS, TABLE]).encode()).hexdigest(),
-        )
+        self.spec = spec
         self._fill_buffers(torch.device("cpu"))
 
     def _fill_buffers(self, device: torch.device) -> None:
@@ -157,8 +143,6 @@ class DCTVAE(VideoVAE):
             "frame_basis": basis(lone, 1),
             # Two, as in a group that repeats the frame four times; then from the unit of its own row to the channel's.
             "frame_gain": torch.tensor([2 * row.scale / own.scale for row, own in zip(rows, lone, strict=True)]),
-            "shift": torch.tensor(self.spec.shift),
-            "scale": torch.tensor(self.spec.scale),
         }
         for name, values in exact.items():
             self.register_buffer(name, values.to(device, torch.float32), persistent=False)
@@ -166,79 +150,29 @@ class DCTVAE(VideoVAE):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DCTVAE":
         # `.to(bfloat16)` would round the basis until its rows are not orthogonal: follow the device, stay float32.
         super()._apply(fn, recurse)
-        self._fill_buffers(self.scale.device)
+        self._fill_buffers(self.frame_gain.device)
         return self
 
-    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B, 3, T, H, W) in [-1, 1] -> latents (B, C, t, h, w) and a std of zeros: nothing is left to chance.
-
-        ValueError unless the pixels are RGB, floating point, and divide into 8x8 blocks.
-        """
-        self._check_pixels(pixels)
-        with torch.autocast(pixels.device.type, enabled=False):  # it would multiply in half precision
-            chunks = pixels.float().split(self.spec.chunk_frames, dim=2)  # (B, 3, 17, H, W), the last maybe shorter
-            raw = torch.cat([self._analyse(chunk) for chunk in chunks], dim=2)  # (B, C, t, h, w)
-            mean = (raw - per_channel(self.shift)) / per_channel(self.scale)
-        return mean, torch.zeros_like(mean)
-
-    def decode(self, latents: Tensor, num_frames: int) -> Tensor:
-        """Normalized latents (B, C, t, h, w) -> `num_frames` frames of pixels (B, 3, T, H, W), not clipped to [-1, 1].
-
-        ValueError unless the latents have this VAE's channels and the count that `num_frames` frames have.
-        """
-        self._check_latents(latents, num_frames)
-        whole, rest = divmod(num_frames, self.spec.chunk_frames)
-        frames = [self.spec.chunk_frames] * whole + [rest] * (rest > 0)
-        with torch.autocast(latents.device.type, enabled=False):
-            raw = latents.float() * per_channel(self.scale) + per_channel(self.shift)
-            chunks = raw.split([self.spec.latent_frames(count) for count in frames], dim=2)
-            return torch.cat([self._synthesise(*chunk) for chunk in zip(chunks, frames, strict=True)], dim=2)
-
-    def _analyse(self, chunk: Tensor) -> Tensor:
-        """One chunk, whole or shorter, (B, 3, F, H, W) -> raw latents (B, C, f, h, w)."""
-        alone = lone_frames(chunk.shape[2])
-        first, groups = chunk[:, :, :alone], chunk[:, :, alone:]  # (B, 3, 0 or 1, H, W), (B, 3, F or F - 1, H, W)
+    def raw_moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """One chunk, whole or shorter, (B, 3, F, H, W) -> coefficients (B, C, f, h, w) and a std of zeros."""
+        alone = lone_frames(pixels.shape[2])
+        first, groups = pixels[:, :, :alone], pixels[:, :, alone:]  # (B, 3, 0 or 1, H, W), (B, 3, F or F - 1, H, W)
         if missing := -groups.shape[2] % STRIDE[0]:
             groups = torch.cat([groups, repeat(groups[:, :, -1], "b a h w -> b a n h w", n=missing)], dim=2)
         found = (
             group_blocks(first, 1) @ self.frame_basis.T * self.frame_gain,
             group_blocks(groups, 4) @ self.group_basis.T,
         )
-        return rearrange(torch.cat(found, dim=1), "b t h w c -> b c t h w")
+        raw = rearrange(torch.cat(found, dim=1), "b t h w c -> b c t h w")
+        return raw, torch.zeros_like(raw)
 
-    def _synthesise(self, raw: Tensor, num_frames: int) -> Tensor:
-        """Raw latents of one chunk (B, C, f, h, w) -> its pixels (B, 3, num_frames, H, W)."""
+    def raw_decode(self, latents: Tensor, num_frames: int) -> Tensor:
+        """Coefficients of one chunk (B, C, f, h, w) -> its pixels (B, 3, num_frames, H, W), not clipped to [-1, 1]."""
         alone = lone_frames(num_frames)
-        raw = rearrange(raw, "b c t h w -> b t h w c")
+        raw = rearrange(latents, "b c t h w -> b t h w c")
         first = ungroup_blocks(raw[:, :alone] / self.frame_gain @ self.frame_basis, 1)  # (B, 3, 0 or 1, H, W)
         groups = ungroup_blocks(raw[:, alone:] @ self.group_basis, STRIDE[0])  # (B, 3, 4 * groups, H, W)
         return torch.cat([first, groups], dim=2)[:, :, :num_frames]
-
-    def _check_pixels(self, pixels: Tensor) -> None:
-        if pixels.ndim != 5 or pixels.shape[1] != 3:
-            raise ValueError(
-                f"pixels have shape {tuple(pixels.shape)}, {self.spec.vae} wants (B, 3, T, H, W); give an image as a "
-                f"video of one frame, and grey as three equal channels"
-            )
-        if not pixels.is_floating_point():
-            raise ValueError(
-                f"pixels are {pixels.dtype}, {self.spec.vae} wants floats in [-1, 1]; use uint8 / 127.5 - 1"
-            )
-        if pixels.shape[2] < 1:
-            raise ValueError(f"{self.spec.vae} was given no frames, it wants one or more; leave empty clips out")
-        self.spec.latent_shape(*pixels.shape[2:])  # raises where 8 does not divide the size
-
-    def _check_latents(self, latents: Tensor, num_frames: int) -> None:
-        if latents.ndim != 5 or latents.shape[1] != self.spec.channels:
-            raise ValueError(
-                f"latents have shape {tuple(latents.shape)}, {self.spec.vae} wants (B, {self.spec.channels}, t, h, w); "
-                f"decode them with the VAE of their recipe"
-            )
-        if num_frames < 1 or latents.shape[2] != self.spec.latent_frames(num_frames):
-            raise ValueError(
-                f"{num_frames} frames are {self.spec.latent_frames(num_frames)} latents in {self.spec.vae}, found "
-                f"{latents.shape[2]}; give the number of frames that were encoded"
-            )
 
 
 def lone_frames(num_frames: int) -> int:
@@ -246,15 +180,31 @@ def lone_frames(num_frames: int) -> int:
     return int(num_frames % STRIDE[0] == 1)
 
 
-def per_channel(values: Tensor) -> Tensor:
-    """(C,) -> (C, 1, 1, 1), to broadcast over (B, C, t, h, w)."""
-    return rearrange(values, "c -> c 1 1 1")
-
-
-def load_dct(argument: str | None, path: str | Path | None, dtype: torch.dtype, chunk_frames: int) -> DCTVAE:
+def describe_dct(argument: str | None, path: str | Path | None, asked: Asked) -> Description:
     """`dct` or `dct:CHANNELS`; ValueError on any other argument and on a path."""
     if path is not None:
         raise ValueError(f"dct has no weights to read from {path}; leave the path out")
     if argument is not None and not (argument.isascii() and argument.isdigit()):
         raise ValueError(f"dct:{argument} is not a number of channels; ask for 1 to {MAX_CHANNELS}, as in dct:32")
-    return DCTVAE(DEFAULT_CHANNELS if argument is None else int(argument), chunk_frames).to(dtype)
+    channels = DEFAULT_CHANNELS if argument is None else int(argument)
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise ValueError(f"dct cannot keep {channels} channels; ask for 1 to {MAX_CHANNELS}, as in dct:32")
+    measured = "measured on filmed clips: the table in models/vae/dct.py"
+    normalization = asked.normalization(
+        channels,
+        scaling_factor=(1.0, "an orthonormal transform needs none"),
+        shift=([row.shift for row in TABLE[:channels]], measured),
+        scale=([row.scale for row in TABLE[:channels]], measured),
+    )
+    spec = LatentSpec(
+        vae="dct" if channels == DEFAULT_CHANNELS else f"dct:{channels}",
+        channels=channels,
+        stride=STRIDE,
+        chunk_frames=asked.chunk_frames or DEFAULT_CHUNK_FRAMES,
+        **normalization.values,
+        dtype="float32",  # a rounded basis is not orthogonal
+        posterior=asked.posterior or "mean",
+        config_sha256=digest(STRIDE),
+        weights_sha256=digest([COLOURS, TABLE]),
+    )
+    return Description(spec, normalization.origins, lambda: DCTVAE(spec))

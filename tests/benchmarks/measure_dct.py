@@ -19,7 +19,9 @@ from einops import einsum, rearrange, reduce
 from PIL import Image
 from torch import Tensor
 
-from models.vae.dct import COLOURS, DCTVAE, MAX_CHANNELS, Coefficient, basis, group_blocks
+from models.vae import load_vae
+from models.vae.dct import COLOURS, MAX_CHANNELS, Coefficient, basis, group_blocks
+from models.vae.interface import VideoVAE
 
 # File -> weight. The last two are saturated colour bars. At full weight most of the chroma measured would be theirs;
 # without them the quiet colours of four clips would be all there is, and flat saturated shapes be far out of range.
@@ -114,7 +116,7 @@ def table_text(rows: list[Coefficient]) -> Iterator[str]:
         yield ", ".join(entries[start : start + 5])
 
 
-def psnr(clip: Tensor, vae: DCTVAE) -> float:
+def psnr(clip: Tensor, vae: VideoVAE) -> float:
     """dB between pixels and what is decoded, peak to peak 2."""
     errors = []
     for chunk in clip.split(1):
@@ -145,7 +147,7 @@ def main() -> None:
         print(f"variance captured, {name}: {shares}")
     print("\nPSNR in dB    " + "".join(f"{f'{size} px, C={c}':>16}" for size in SIZES for c in (16, 32)))
     for path in paths:
-        results = [psnr(clips[path.name, size], DCTVAE(c)) for size in SIZES for c in (16, 32)]
+        results = [psnr(clips[path.name, size], load_vae(f"dct:{c}")) for size in SIZES for c in (16, 32)]
         print(
             f"{path.name:18}"
             + "".join(f"{result:12.2f}    " for result in results)

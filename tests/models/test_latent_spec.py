@@ -15,7 +15,9 @@ SPEC = LatentSpec(
     scaling_factor=0.5,
     shift=(0.1, -0.2),
     scale=(1.5, 3.0),
+    dtype="float32",
     posterior="sample",
+    config_sha256="0" * 64,
     weights_sha256="0" * 64,
 )
 
@@ -91,7 +93,9 @@ CHANGES = {
     "scaling_factor": {"scaling_factor": 0.25},
     "shift": {"shift": (-0.2, 0.1)},
     "scale": {"scale": (1.5, 3.0000001)},
+    "dtype": {"dtype": "bfloat16"},
     "posterior": {"posterior": "mean"},
+    "config_sha256": {"config_sha256": "1" * 64},
     "weights_sha256": {"weights_sha256": "1" * 64},
 }
 

@@ -59,7 +59,8 @@ def test_a_loaded_vae_is_ready_to_use_and_has_nothing_to_save():
 
 def test_half_precision_does_not_round_the_transform():
     pixels = rearrange(torch.linspace(-1, 1, 960), "(b c t h w) -> b c t h w", b=1, c=3, t=5, h=8).bfloat16()
-    exact, half = load_vae("dct"), load_vae("dct", dtype=torch.bfloat16)
+    exact, half = load_vae("dct"), load_vae("dct", dtype="bfloat16")
+    assert half.spec == exact.spec and half.spec.dtype == "float32"
     assert torch.equal(half.encode(pixels), exact.encode(pixels.float()))
     assert half.encode(pixels).dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
