@@ -13,17 +13,28 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
-from models.diffusion.rectified_flow import CHUNK_FRAMES
+import torch
+
+from models.diffusion.rectified_flow import CHUNK_FRAMES, CHUNK_LATENTS
 from models.dit import DITS
-from models.latent_spec import LatentSpec
+from models.latent_spec import Dtype, LatentSpec, Posterior
 from models.text import TEXT_ENCODERS
-from models.vae import load_vae
-from models.vae.interface import VideoVAE
+from models.vae import describe_vae
+from models.vae.description import DEFAULT_CHUNK_FRAMES, Asked, Description
+from models.vae.interface import MEMORY_BYTES, VideoVAE
 from pipeline.cache import Cache
 from pipeline.errors import Refused
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, read_recipe
+
+
+def _path_or_hub(text: str) -> str:
+    """A path that is here, made absolute as those of PathHere; anything else may be a hub id and stays as it is."""
+    path = Path(text).expanduser()
+    return str(path.absolute()) if path.exists() or text.startswith((".", "/", "~")) else text
+
 
 PathHere = Annotated[Path, AfterValidator(Path.absolute)]  # relative paths start where the command was given
+PathOrHub = Annotated[str, AfterValidator(_path_or_hub)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -63,10 +74,20 @@ class DataConfig(Section):
 
 class RecipeConfig(Section):
     vae: str = "dct"
-    """dct (16 channels, no weights needed) or dct:CHANNELS."""
-    vae_path: PathHere | None = None
-    """The VAE's weights, for VAEs that have some."""
-    chunk_frames: int = 17
+    """dct (no weights needed) or dct:CHANNELS, open-sora-v1.2, open-sora-plan, sd, pixart, diffusers:FOLDER-OR-HUB-ID."""
+    vae_path: PathOrHub | None = None
+    """The VAE's weights: a folder as published, or a hub id (owner/name or owner/name@revision)."""
+    vae_dtype: Dtype | None = None
+    """What the VAE computes in; left out: as the cache was planned, else bfloat16 where `plan` finds a GPU, or float32."""
+    posterior: Posterior | None = None
+    """What is cached of the VAE's Gaussian: sample (as the originals), mean, or moments (a fresh sample each epoch)."""
+    scaling_factor: Annotated[float, Field(gt=0)] | None = None
+    """Instead of the checkpoint's own; latents are (raw * scaling_factor - shift) / scale."""
+    shift: tuple[float, ...] | None = None
+    """One per channel, instead of the checkpoint's own."""
+    scale: tuple[float, ...] | None = None
+    """One per channel, instead of the checkpoint's own."""
+    chunk_frames: int = DEFAULT_CHUNK_FRAMES
     """Frames encoded together: 17 = 1+4+4+4+4 frames become 1+4 latents."""
     fps: Annotated[float, Field(gt=0)] = 24.0
     """Videos are sampled at this rate, or at their own where that is lower."""
@@ -82,7 +103,11 @@ class EncodeConfig(Section):
     shard_bytes: Count = 256 * 2**20
     """Latents per shard; a shard is what is lost when a machine dies."""
     batch: Count = 8
-    """Chunks per call of the VAE."""
+    """Chunks that go to the VAE together."""
+    vae_bytes: Count = MEMORY_BYTES
+    """Memory for the VAE's activations; where chunks or frames need more, it takes fewer of them at once."""
+    compile: bool = False
+    """Compile the VAE's modules with torch.compile: slow to start, faster after."""
     encoders: Annotated[int, Field(ge=0)] = 0
     """Encoder actors; 0 = one per GPU, or one per node where there is none."""
     encoder_cpus: Count = 1
@@ -129,6 +154,8 @@ class TrainConfig(Section):
     zero_stage: Literal[1, 2] = 2
     caption_dropout: Fraction = 0.1
     """Share of samples trained with the null caption, for guidance."""
+    renormalize: bool = False
+    """Read a cache whose recipe differs in scaling_factor, shift or scale only, converting to those of [recipe]."""
     timestep_transform: bool = True
     """Shift timesteps by resolution and length, as Open-Sora does; sampling follows."""
     seed: int = 0
@@ -207,16 +234,18 @@ def make_config(document: dict[str, Any], origin: str) -> RunConfig:
 
 def _check_across_sections(config: RunConfig) -> None:
     """Tell what does not fit together here, before anything runs."""
-    load_configured_vae(config)
+    description = describe_configured_vae(config)
     try:
         replace(DITS[config.model.name], **config.model.overrides)
     except (TypeError, ValueError) as error:
         known = ", ".join(field.name for field in fields(DITS[config.model.name]))
         raise ConfigError(f"model.overrides: {error}; fields of {config.model.name}: {known}") from error
-    if config.train.timestep_transform and config.recipe.chunk_frames != CHUNK_FRAMES:
+    spec = description.spec
+    if config.train.timestep_transform and (spec.chunk_frames, spec.chunk_latents) != (CHUNK_FRAMES, CHUNK_LATENTS):
         raise ConfigError(
-            f"train.timestep_transform: Open-Sora's formula counts {CHUNK_FRAMES}-frame chunks, recipe.chunk_frames is "
-            f"{config.recipe.chunk_frames}; set train.timestep_transform=false"
+            f"train.timestep_transform: Open-Sora's formula counts chunks of {CHUNK_FRAMES} frames and {CHUNK_LATENTS} "
+            f"latents, those of {spec.vae} have {spec.chunk_frames} and {spec.chunk_latents}; "
+            f"set train.timestep_transform=false"
         )
 
 
@@ -244,17 +273,44 @@ def _override(document: dict[str, Any], word: str) -> None:
     document[section][key] = value
 
 
-def load_configured_vae(config: RunConfig) -> VideoVAE:
-    """The VAE that [recipe] names; ConfigError where it cannot be, or does not fit the buckets."""
+def describe_configured_vae(config: RunConfig, latent: LatentSpec | None = None) -> Description:
+    """The VAE that [recipe] names, its weights unread; ConfigError where it cannot be, or does not fit the buckets.
+
+    `latent` is the spec that the run already has latents of, and by default that of its cache: where the run leaves the
+    dtype open it is theirs, so that a recipe does not change with the machine that reads it.
+    """
+    recipe = config.recipe
+    if latent is None and (config.data.cache / "recipe.json").exists():
+        latent = read_recipe(config.data.cache).latent
+    settled: Dtype | None = latent.dtype if latent else None
+    found_here: Dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     try:
-        vae = load_vae(config.recipe.vae, config.recipe.vae_path, chunk_frames=config.recipe.chunk_frames)
+        asked = Asked(
+            chunk_frames=recipe.chunk_frames,
+            dtype=recipe.vae_dtype or settled or found_here,
+            posterior=recipe.posterior,
+            scaling_factor=recipe.scaling_factor,
+            shift=recipe.shift,
+            scale=recipe.scale,
+        )
+        description = describe_vae(recipe.vae, recipe.vae_path, asked)
     except ValueError as error:
-        raise ConfigError(f"recipe.vae or recipe.chunk_frames: {error}") from error
+        raise ConfigError(f"recipe: {error}") from error
     try:
-        make_recipe(config, vae.spec)
+        make_recipe(config, description.spec)
     except ValueError as error:
         raise ConfigError(f"recipe.buckets: {error}") from error
-    return vae
+    return description
+
+
+def load_configured_vae(config: RunConfig, latent: LatentSpec | None = None) -> VideoVAE:
+    """The VAE that [recipe] names, ready to use; ConfigError where its weights do not fit."""
+    try:
+        return describe_configured_vae(config, latent).load()
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"recipe.vae_path: {error}") from error
 
 
 def make_recipe(config: RunConfig, spec: LatentSpec) -> Recipe:
@@ -265,7 +321,7 @@ def make_recipe(config: RunConfig, spec: LatentSpec) -> Recipe:
 
 def configured_recipe(config: RunConfig) -> Recipe:
     """The recipe of a run."""
-    return make_recipe(config, load_configured_vae(config).spec)
+    return make_recipe(config, describe_configured_vae(config).spec)
 
 
 def template() -> str:

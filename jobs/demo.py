@@ -121,7 +121,7 @@ def restore(config: RunConfig, count: int) -> list[Restored]:
         clip = clips[data.samples["key"][row].as_py()]
         _, latents, _ = reader[Slot(row, 1.0, 0)]
         frames = _source_frames(videos[clip.video], clip, vae)
-        decoded = to_frames(vae, torch.from_numpy(latents[None]), len(frames))[0]
+        decoded = to_frames(vae, torch.from_numpy(latents[None, : vae.spec.channels]), len(frames))[0]
         restored.append(Restored(data.texts["caption"][row].as_py(), frames, decoded))
     return restored
 

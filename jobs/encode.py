@@ -16,9 +16,10 @@ from jobs.config import RunConfig, configured_recipe, load_configured_vae
 from jobs.decode import Decoded, Decoders, Failed, ShardWork, VideoWork
 from jobs.plan import read_manifest, read_plan
 from jobs.progress import Events, progress, say
+from models.vae.interface import VideoVAE
 from pipeline.cache import sidecar_path, tar_path
 from pipeline.chunk import frame_times
-from pipeline.encode import encode_chunks
+from pipeline.encode import chunk_seed, encode_chunks
 from pipeline.errors import Refused
 from pipeline.index import merge_index
 from pipeline.plan import shards_of
@@ -172,7 +173,7 @@ class Encoder:
         self.batch = config.encode.batch
         self.cache = config.cache
         self.recipe = configured_recipe(config)
-        self.vae = load_configured_vae(config).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.vae = _prepare_vae(config)
         self.decoders = Decoders(config.encode, self.recipe.latent.chunk_frames)
 
     def do(self, work: ShardWork, upcoming: ShardWork | None) -> ShardReport:
@@ -182,13 +183,15 @@ class Encoder:
         clips = [clip for video in work.videos for clip in video.clips]
         slots = [Slot(clip.video, clip.key, number) for clip in clips for number in range(clip.num_chunks)]
         latents: dict[str, list[np.ndarray]] = {clip.key: [] for clip in clips}
+        fingerprint = self.recipe.fingerprint()
         frames = np.zeros((self.batch, self.recipe.latent.chunk_frames, clips[0].height, clips[0].width, 3), np.uint8)
         for first in range(0, len(slots), self.batch):
             members = slots[first : first + self.batch]
             for place, slot in enumerate(members):
                 arrived = intake.frames(slot)
                 frames[place] = 0 if arrived is None else arrived
-            encoded = encode_chunks(self.vae, frames)  # (batch, c, t, h, w)
+            seeds = [chunk_seed(fingerprint, slot.key, slot.number) for slot in members]
+            encoded = encode_chunks(self.vae, frames, seeds + [0] * (self.batch - len(seeds)))  # (batch, C, t, h, w)
             for slot, latent in zip(members, encoded):
                 latents[slot.key].append(latent)
         intake.finish()
@@ -206,7 +209,7 @@ class Encoder:
             Packed(
                 clip.key,
                 {
-                    "latent.npy": array_bytes(np.concatenate(latents[clip.key], axis=1)),  # (c, t, h, w) of all chunks
+                    "latent.npy": array_bytes(np.concatenate(latents[clip.key], axis=1)),  # (C, t, h, w) of all chunks
                     "json": clip_facts(clip, starts_s[clip.key], self.recipe),
                 },
             )
@@ -223,6 +226,16 @@ class Encoder:
             [Quarantined(paths[bad.video], "decode", bad.reason, bad.attempts) for bad in failed.values()],
         )
         write_shard(self.cache.latents, work.shard, packed, Sample, rows, dict(work.facts))
+
+
+def _prepare_vae(config: RunConfig) -> VideoVAE:
+    """The run's VAE on this process's device, within its memory, compiled where that is asked for."""
+    vae = load_configured_vae(config).to("cuda" if torch.cuda.is_available() else "cpu")
+    vae.memory_bytes = config.encode.vae_bytes
+    if config.encode.compile:
+        for module in vae.modules_to_compile():
+            module.compile()
+    return vae
 
 
 def make_sample(clip: Clip, shard: str, start_s: float, recipe: Recipe, where: dict[str, Member]) -> Sample:

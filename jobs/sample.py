@@ -10,7 +10,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from jobs.config import RunConfig, load_configured_vae
+from jobs.config import RunConfig, describe_configured_vae, load_configured_vae
 from jobs.mp4 import write_mp4
 from jobs.pictures import sample_sheet
 from jobs.progress import Events, progress, say
@@ -18,6 +18,7 @@ from models.diffusion.draws import generator
 from models.diffusion.guidance import guided
 from models.diffusion.rectified_flow import euler_timesteps, sample_euler, timestep_transform
 from models.dit import load_dit
+from models.latent_spec import LatentSpec
 from models.text import load_text_encoder
 from models.vae.interface import VideoVAE
 from pipeline.errors import Refused
@@ -32,9 +33,7 @@ def sample(config: RunConfig) -> int:
     settings, out = config.sample, config.train.out
     trained = _read_trained(out / "model")
     recipe = Recipe.from_dict(trained["recipe"])
-    vae = load_configured_vae(config)
-    if vae.spec != recipe.latent:
-        raise Refused(f"{out / 'model'}: trained on latents of {recipe.latent.vae}, [recipe] has {vae.spec.vae}")
+    _check_vae(out / "model", recipe.latent, describe_configured_vae(config, recipe.latent).spec)
     height, width = settings.height or recipe.buckets[0][0], settings.width or recipe.buckets[0][1]
     _check_size(recipe, settings.num_frames, height, width)
     prompts = list(settings.prompts) or cached_captions(config, recipe, settings.num_prompts)
@@ -45,7 +44,7 @@ def sample(config: RunConfig) -> int:
         return 0
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_dit(out / "model").to(device).eval()
-    vae = vae.to(device)
+    vae = load_configured_vae(config, recipe.latent).to(device)
     videos = []
     with progress("sample", len(prompts), "videos") as bar:
         for first in range(0, len(prompts), settings.batch):
@@ -115,6 +114,13 @@ def cached_captions(config: RunConfig, recipe: Recipe, count: int) -> list[str]:
     distinct = sorted(set(texts["caption"].to_pylist()))
     places = np.linspace(0, len(distinct) - 1, min(count, len(distinct))).round().astype(int)
     return [distinct[place] for place in places]
+
+
+def _check_vae(model: Path, trained: LatentSpec, found: LatentSpec) -> None:
+    before, now = trained.to_dict(), found.to_dict()
+    changed = "; ".join(f"{name}: {before[name]!r}, now {now[name]!r}" for name in before if before[name] != now[name])
+    if changed:
+        raise Refused(f"{model}: trained on latents of another VAE than [recipe] has: {changed}; change [recipe] back")
 
 
 def _check_size(recipe: Recipe, num_frames: int, height: int, width: int) -> None:

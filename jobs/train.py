@@ -22,7 +22,7 @@ from models.dit import build_dit, save_dit
 from models.text import load_text_encoder
 from pipeline.errors import Refused
 from pipeline.loader import Batch, TrainingSet, load_batches, open_training_set
-from pipeline.recipe import check_recipe
+from pipeline.recipe import Recipe, check_recipe, convertible_recipe
 from pipeline.schedule import Schedule
 from pipeline.storage import publish
 
@@ -31,8 +31,8 @@ def train(config: RunConfig) -> int:
     """Train on the cache until `train.steps`, from the last committed checkpoint if there is one."""
     out = config.train.out
     recipe = configured_recipe(config)
-    check_recipe(config.cache.root, recipe)
-    open_training_set(config.cache, recipe, config.text.encoder)
+    stored = _stored_recipe(config, recipe)
+    open_training_set(config.cache, recipe, config.text.encoder, stored)
     _refuse_other_run(config)
     if _trained_steps(out) >= config.train.steps:
         say(f"train: {out} is trained for {_trained_steps(out)} steps already")
@@ -48,7 +48,7 @@ def train(config: RunConfig) -> int:
     with progress("train", config.train.steps, "steps") as bar, following(out / "metrics.jsonl", bar):
         launch.run_workers(
             train_worker,
-            {"config": config},
+            {"config": config, "recipe": recipe, "stored": stored},
             num_workers=config.train.workers,
             cpus_per_worker=config.train.cpus_per_worker,
             use_gpu=use_gpu,
@@ -67,7 +67,7 @@ def train_worker(argument: dict[str, Any]) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.set_num_threads(settings.cpus_per_worker)
 
-    data = open_training_set(config.cache, configured_recipe(config), config.text.encoder)
+    data = open_training_set(config.cache, argument["recipe"], config.text.encoder, argument["stored"])
     schedule = Schedule(data.samples, settings.batch, settings.seed)
     engine = Engine(_build_model(config, data), settings, samples_per_rank=-(-settings.batch // world))
     start = _resume(engine, settings.out)
@@ -105,7 +105,10 @@ def compute_losses(engine: Engine, config: RunConfig, data: TrainingSet, batch: 
     """Rectified-flow loss of each sample: (B,). All randomness is drawn by (seed, step, position)."""
     settings = config.train
     latents = batch.latents.to(engine.device).float()  # (B, c, t, h, w)
-    drawn = draw(settings.seed, step, batch.positions.tolist(), tuple(latents.shape[1:]), settings.caption_dropout)
+    shape, has_moments = tuple(latents.shape[1:]), batch.std is not None
+    drawn = draw(settings.seed, step, batch.positions.tolist(), shape, settings.caption_dropout, has_moments)
+    if batch.std is not None and drawn.posterior_noise is not None:  # another posterior sample each time
+        latents = latents + batch.std.to(engine.device).float() * drawn.posterior_noise.to(engine.device)
     noise, timesteps = drawn.noise.to(engine.device), drawn.timesteps.to(engine.device)
     fps, height, width = batch.fps.to(engine.device), batch.height.to(engine.device), batch.width.to(engine.device)
     if settings.timestep_transform:
@@ -118,6 +121,14 @@ def compute_losses(engine: Engine, config: RunConfig, data: TrainingSet, batch: 
     noisy = add_noise(latents, noise, timesteps)
     prediction = engine(noisy, timesteps, text, text_mask, fps=fps, height=height, width=width)  # (B, 2c, t, h, w)
     return loss_per_sample(prediction, latents, noise)
+
+
+def _stored_recipe(config: RunConfig, recipe: Recipe) -> Recipe:
+    """The cache's recipe: the run's own, or one that differs in normalization where the run allows that."""
+    if config.train.renormalize:
+        return convertible_recipe(config.cache.root, recipe)
+    check_recipe(config.cache.root, recipe)
+    return recipe
 
 
 def _build_model(config: RunConfig, data: TrainingSet) -> Any:

@@ -28,7 +28,8 @@ class TrainingSet:
     """The two columns of a cache, row by row the same clips."""
 
     cache: Cache
-    recipe: Recipe
+    recipe: Recipe  # of the batches
+    stored: Recipe  # of the cache: the same, or another normalization of the same latents
     samples: pa.Table  # of Sample
     texts: pa.Table  # of TextSample
     text_encoder: str
@@ -38,7 +39,8 @@ class TrainingSet:
 class Batch:
     """One rank's share of a global batch; all samples of one bucket."""
 
-    latents: Tensor  # (B, c, t, h, w) float16, normalized
+    latents: Tensor  # (B, c, t, h, w) float16, normalized; float32 where converted from another normalization
+    std: Tensor | None  # as latents, where the cache holds moments: the posterior's standard deviation
     text: Tensor  # (B, L, dim) float16, padded with zeros to the longest caption here
     text_mask: Tensor  # (B, L) bool, True = a token
     fps: Tensor  # (B,) float32
@@ -55,10 +57,14 @@ class Batch:
         )
 
 
-def open_training_set(cache: Cache, recipe: Recipe, text_encoder: str) -> TrainingSet:
-    """Open both columns; Refused where one is missing, made by another recipe, or behind the other."""
-    samples = open_index(cache.index, recipe, Sample, "encode")
-    texts = open_index(cache.text_index(text_encoder), recipe, TextSample, "text")
+def open_training_set(cache: Cache, recipe: Recipe, text_encoder: str, stored: Recipe | None = None) -> TrainingSet:
+    """Open both columns; Refused where one is missing, made by another recipe, or behind the other.
+
+    `stored` is the cache's recipe where that is another one that converts to `recipe`: batches are then converted.
+    """
+    stored = stored or recipe
+    samples = open_index(cache.index, stored, Sample, "encode")
+    texts = open_index(cache.text_index(text_encoder), stored, TextSample, "text")
     if samples["key"] != texts["key"]:
         raise Refused(
             f"{cache.text_index(text_encoder)}: {texts.num_rows} captions for {samples.num_rows} clips of "
@@ -66,13 +72,14 @@ def open_training_set(cache: Cache, recipe: Recipe, text_encoder: str) -> Traini
         )
     if not samples.num_rows:
         raise Refused(f"{cache.index}: holds no clips; everything is in the quarantine")
-    return TrainingSet(cache, recipe, samples, texts, text_encoder)
+    return TrainingSet(cache, recipe, stored, samples, texts, text_encoder)
 
 
 class ClipReader(Dataset):
-    """Slot -> (slot, latents (c, t, h, w), text (tokens, dim)); reads exactly the bytes of the members."""
+    """Slot -> (slot, latents (C, t, h, w) as cached, text (tokens, dim)); reads exactly the bytes of the members."""
 
     def __init__(self, training_set: TrainingSet) -> None:
+        self.recipe, self.stored = training_set.recipe.latent, training_set.stored.latent
         self.latents_column = training_set.cache.latents
         self.text_column = training_set.cache.text(training_set.text_encoder)
         self.samples = training_set.samples
@@ -125,8 +132,13 @@ class ClipReader(Dataset):
         fps, height, width = (
             torch.tensor(rows[name].to_pylist(), dtype=torch.float32) for name in ("fps", "height", "width")
         )
+        cached = torch.from_numpy(np.stack(latents))  # (B, C, t, h, w)
+        if self.stored != self.recipe:
+            cached = self.stored.convert(cached, to=self.recipe)
+        mean, *std = cached.split(self.recipe.channels, dim=1)
         return Batch(
-            latents=torch.from_numpy(np.stack(latents)),
+            latents=mean,
+            std=std[0] if std else None,
             text=torch.from_numpy(text),
             text_mask=torch.from_numpy(text_mask),
             fps=fps,

@@ -87,7 +87,8 @@ def clip_key(video: str, first_frame: int, bucket: tuple[int, int]) -> str:
 def latent_bytes(clip: Clip, recipe: Recipe) -> int:
     """Size of a clip's latents in the cache."""
     num_frames = clip.num_chunks * recipe.latent.chunk_frames
-    return LATENT_ITEM_BYTES * prod(recipe.latent.latent_shape(num_frames, clip.height, clip.width))
+    _, *shape = recipe.latent.latent_shape(num_frames, clip.height, clip.width)  # (t, h, w)
+    return LATENT_ITEM_BYTES * recipe.latent.stored_channels * prod(shape)
 
 
 def _into_shards(clips: Sequence[Clip], recipe: Recipe, shard_bytes: int, generation: int) -> list[Clip]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,10 @@ class Recipe:
         """The recipe that `to_dict` wrote; TypeError on unknown or missing fields."""
         buckets = tuple((height, width) for height, width in fields["buckets"])
         return cls(**{**fields, "latent": LatentSpec.from_dict(fields["latent"]), "buckets": buckets})
+
+    def converts_to(self, other: "Recipe") -> bool:
+        """Whether the two differ in the normalization of latents at most, so that `LatentSpec.convert` bridges them."""
+        return replace(self, latent=other.latent) == other and self.latent.converts_to(other.latent)
 
     def fingerprint(self) -> str:
         """SHA-256 over every field."""
@@ -85,7 +89,19 @@ def check_recipe(cache: Path, wanted: Recipe) -> None:
     found = read_recipe(cache)
     if found != wanted:
         lines = "; ".join(f"recipe.{line}" for line in differences(found, wanted))
-        raise Refused(f"{cache} was made by another recipe: {lines}. Change [recipe] back, or use another data.cache")
+        bridge = ". That is normalization only: `train` can convert, with train.renormalize=true"
+        raise Refused(
+            f"{cache} was made by another recipe: {lines}{bridge if found.converts_to(wanted) else ''}. "
+            f"Change [recipe] back, or use another data.cache"
+        )
+
+
+def convertible_recipe(cache: Path, wanted: Recipe) -> Recipe:
+    """The recipe of a cache whose latents can be read as `wanted` makes them; Refused where more than that differs."""
+    found = read_recipe(cache)
+    if not found.converts_to(wanted):
+        check_recipe(cache, wanted)
+    return found
 
 
 def bind_recipe(cache: Path, recipe: Recipe) -> None:

@@ -32,6 +32,7 @@ def clip_facts(clip: Clip, start_s: float, recipe: Recipe) -> bytes:
         "width": clip.width,
         "num_frames": clip.num_chunks * recipe.latent.chunk_frames,
         "num_chunks": clip.num_chunks,
+        "posterior": recipe.latent.posterior,
         "recipe": recipe.fingerprint(),
     }
     return json.dumps(facts).encode()

@@ -16,15 +16,29 @@ class Draws:
     noise: Tensor  # (B, c, t, h, w) float32, normal
     timesteps: Tensor  # (B,) float32 in 0..1000, logit-normal, before any transform
     drop_caption: Tensor  # (B,) bool
+    posterior_noise: Tensor | None  # as noise, for a fresh posterior sample; None unless asked for
 
 
-def draw(seed: int, step: int, positions: list[int], latent_shape: tuple[int, ...], caption_dropout: float) -> Draws:
-    """Draw for the samples at `positions` of global batch `step`; on the CPU, so that every device sees the same."""
+def draw(
+    seed: int,
+    step: int,
+    positions: list[int],
+    latent_shape: tuple[int, ...],
+    caption_dropout: float,
+    posterior: bool = False,
+) -> Draws:
+    """Draw for the samples at `positions` of global batch `step`; on the CPU, so that every device sees the same.
+
+    With `posterior`, noise for a fresh posterior sample too; it is drawn last, so the others do not change with it.
+    """
     generators = [generator(seed, step, position) for position in positions]
     return Draws(
         drop_caption=torch.cat([torch.rand(1, generator=one) for one in generators]) < caption_dropout,
         timesteps=torch.cat([draw_timesteps(one) for one in generators]),
         noise=torch.stack([torch.randn(latent_shape, generator=one) for one in generators]),
+        posterior_noise=(
+            torch.stack([torch.randn(latent_shape, generator=one) for one in generators]) if posterior else None
+        ),
     )
 
 

@@ -4,8 +4,9 @@ import json
 from dataclasses import fields, replace
 
 import pytest
+import torch
 
-from models.latent_spec import LatentSpec
+from models.latent_spec import NORMALIZATION, LatentSpec
 
 SPEC = LatentSpec(
     vae="toy",
@@ -103,3 +104,55 @@ CHANGES = {
 @pytest.mark.parametrize("field", [field.name for field in fields(LatentSpec)])
 def test_every_field_changes_the_fingerprint(field: str):
     assert replace(SPEC, **CHANGES[field]).fingerprint() != SPEC.fingerprint()
+
+
+OTHER = replace(SPEC, scaling_factor=0.13025, shift=(-0.4, 2.0), scale=(0.7, 5.0))
+
+
+def normalized(raw: torch.Tensor, spec: LatentSpec) -> torch.Tensor:
+    """(B, c, t, h, w), in float64."""
+    shift, scale = (torch.tensor(one, dtype=torch.float64)[:, None, None, None] for one in (spec.shift, spec.scale))
+    return (raw.double() * spec.scaling_factor - shift) / scale
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("posterior", ["mean", "sample"])
+def test_latents_convert_to_another_normalization_to_float32_rounding(posterior: str):
+    one, other = (replace(spec, posterior=posterior) for spec in (SPEC, OTHER))
+    raw = random(3, 2, 5, 4, 4)
+    converted = one.convert(normalized(raw, one).float(), to=other)
+    assert converted.dtype == torch.float32
+    torch.testing.assert_close(converted, normalized(raw, other).float(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(other.convert(converted, to=one), normalized(raw, one).float(), atol=1e-6, rtol=1e-6)
+
+
+def test_a_converted_standard_deviation_has_no_shift():
+    one, other = (replace(spec, posterior="moments") for spec in (SPEC, OTHER))
+    raw, raw_std = random(1, 2, 5, 4, 4), random(1, 2, 5, 4, 4).exp()
+    stds = [raw_std * spec.scaling_factor / torch.tensor(spec.scale)[:, None, None, None] for spec in (one, other)]
+    cached = torch.cat([normalized(raw, one).float(), stds[0]], dim=1)
+    mean, std = one.convert(cached, to=other).chunk(2, dim=1)
+    torch.testing.assert_close(mean, normalized(raw, other).float(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(std, stds[1], atol=1e-6, rtol=1e-6)
+
+
+def test_moments_are_stored_as_twice_as_many_channels():
+    assert [replace(SPEC, posterior=kind).stored_channels for kind in ("mean", "sample", "moments")] == [2, 2, 4]
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(LatentSpec)])
+def test_only_the_normalization_converts(field: str):
+    changed = replace(SPEC, **CHANGES[field])
+    assert SPEC.converts_to(changed) == (field in NORMALIZATION)
+    if field not in NORMALIZATION:
+        with pytest.raises(ValueError, match="more differs than scaling_factor, shift, scale; encode again"):
+            SPEC.convert(torch.zeros(2, 1, 1, 1), to=changed)
+
+
+@pytest.mark.parametrize("change", [{"scaling_factor": 0.0}, {"scale": (1.0, -1.0)}, {"scale": (float("nan"), 1.0)}])
+def test_what_divides_must_be_positive(change: dict):
+    with pytest.raises(ValueError, match="must be above 0"):
+        replace(SPEC, **change)

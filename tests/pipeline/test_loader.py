@@ -31,13 +31,15 @@ BUCKETS = {"64x64/0000-000000": (64, 64), "64x64/0000-000001": (64, 64), "64x96/
 CAPTIONS = ["a red square", "", "ein grüner Kreis", "b", "two"]
 
 
-def latent(key: str, bucket: tuple[int, int]) -> np.ndarray:
+def latent(key: str, bucket: tuple[int, int], channels: int = 16) -> np.ndarray:
     seed = int.from_bytes(key.encode(), "little")
-    return np.random.default_rng(seed).normal(size=(16, 5, bucket[0] // 8, bucket[1] // 8)).astype(np.float16)
+    return np.random.default_rng(seed).normal(size=(channels, 5, bucket[0] // 8, bucket[1] // 8)).astype(np.float16)
 
 
-def write_latents(cache: Cache, shard: str, bucket: tuple[int, int], clips: int, first: int) -> None:
-    keys = [f"k{first + number}" for number in range(clips)]
+def write_latents(
+    cache: Cache, shard: str, bucket: tuple[int, int], clips: int, first: int, recipe: Recipe = RECIPE
+) -> None:
+    keys, channels = [f"k{first + number}" for number in range(clips)], recipe.latent.stored_channels
 
     def rows(where: dict[str, Member]) -> list[Sample]:
         found = []
@@ -47,18 +49,18 @@ def write_latents(cache: Cache, shard: str, bucket: tuple[int, int], clips: int,
             found.append(Sample(key, shard, f"v{number % 5}", 0.0, 20.0 + number, *bucket, 1, 17, *lies))
         return found
 
-    packed = [Packed(key, {"latent.npy": array_bytes(latent(key, bucket)), "json": b"{}"}) for key in keys]
-    write_shard(cache.latents, shard, packed, Sample, rows, {"recipe": RECIPE.fingerprint()})
+    packed = [Packed(key, {"latent.npy": array_bytes(latent(key, bucket, channels)), "json": b"{}"}) for key in keys]
+    write_shard(cache.latents, shard, packed, Sample, rows, {"recipe": recipe.fingerprint()})
 
 
-def write_cache(root: Path, shards: dict[str, tuple[int, int]], clips: int) -> Cache:
+def write_cache(root: Path, shards: dict[str, tuple[int, int]], clips: int, recipe: Recipe = RECIPE) -> Cache:
     cache = Cache(root)
     videos = {
         f"v{n}": Video(f"v{n}", f"/{n}", caption, 1, 1, "", 0, 64, 64, 99, 0.0, 4.0, 24.0)
         for n, caption in enumerate(CAPTIONS)
     }
     for number, (shard, bucket) in enumerate(shards.items()):
-        write_latents(cache, shard, bucket, clips, number * clips)
+        write_latents(cache, shard, bucket, clips, number * clips, recipe)
         write_text_shard(cache.text("bytes"), text_shard(cache, shard, videos, ENCODER), ENCODER)
     merge_index(cache.index, cache.latents, list(shards), Sample)
     merge_index(cache.text_index("bytes"), cache.text("bytes"), list(shards), TextSample)
@@ -136,7 +138,8 @@ def test_workers_change_nothing(cache: Cache) -> None:
     assert [one.keys for one in alone] == [one.keys for one in helped]
     for one, other in zip(alone, helped, strict=True):
         for name, value in vars(one).items():
-            assert name == "keys" or torch.equal(value, getattr(other, name))
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, getattr(other, name))
 
 
 def test_a_reader_that_was_sent_elsewhere_opens_its_own_files(cache: Cache) -> None:
@@ -222,3 +225,42 @@ def test_a_cache_without_clips_is_refused(tmp_path: Path) -> None:
     assert sidecar_path(cache.latents, "64x64/0000-000000").exists()
     with pytest.raises(Refused, match="holds no clips"):
         open_set(cache)
+
+
+MOMENTS = replace(RECIPE, latent=replace(RECIPE.latent, posterior="moments"))
+
+
+def test_cached_moments_arrive_as_mean_and_std(tmp_path: Path) -> None:
+    data = open_training_set(write_cache(tmp_path, BUCKETS, 5, MOMENTS), MOMENTS, "bytes")
+    rows = {row["key"]: row for row in data.samples.to_pylist()}
+    for batch in batches(data):
+        assert batch.std is not None and batch.latents.shape == batch.std.shape
+        for place, key in enumerate(batch.keys):
+            wanted = latent(key, (rows[key]["height"], rows[key]["width"]), 32)
+            assert np.array_equal(batch.latents[place].numpy(), wanted[:16])
+            assert np.array_equal(batch.std[place].numpy(), wanted[16:])
+
+
+def test_without_moments_there_is_no_std(cache: Cache) -> None:
+    assert all(batch.std is None for batch in batches(open_set(cache)))
+
+
+@pytest.mark.parametrize("stored", [RECIPE, MOMENTS])
+def test_batches_are_converted_to_the_normalization_of_the_run(tmp_path: Path, stored: Recipe) -> None:
+    cache = write_cache(tmp_path, BUCKETS, 5, stored)
+    wanted = replace(stored, latent=replace(stored.latent, scaling_factor=3.0, shift=(0.5,) * 16, scale=(2.0,) * 16))
+    before = batches(open_training_set(cache, stored, "bytes"))
+    after = batches(open_training_set(cache, wanted, "bytes", stored))
+    for old, new in zip(before, after, strict=True):
+        raw = old.latents.float() * torch.tensor(stored.latent.scale)[:, None, None, None]
+        raw += torch.tensor(stored.latent.shift)[:, None, None, None]
+        torch.testing.assert_close(new.latents, (raw * 3 - 0.5) / 2, atol=1e-5, rtol=1e-6)
+        if old.std is not None:
+            wider = old.std.float() * torch.tensor(stored.latent.scale)[:, None, None, None] * 3 / 2
+            torch.testing.assert_close(new.std, wider, atol=1e-5, rtol=1e-6)
+
+
+def test_a_foreign_normalization_is_refused_unless_it_is_named(cache: Cache) -> None:
+    wanted = replace(RECIPE, latent=replace(RECIPE.latent, scaling_factor=3.0))
+    with pytest.raises(Refused, match="made by recipe"):
+        open_training_set(cache, wanted, "bytes")

@@ -8,7 +8,7 @@ import pytest
 
 from models.vae import load_vae
 from pipeline.errors import Refused
-from pipeline.recipe import Recipe, bind_recipe, check_recipe, differences, read_recipe
+from pipeline.recipe import Recipe, bind_recipe, check_recipe, convertible_recipe, differences, read_recipe
 
 RECIPE = Recipe(load_vae("dct").spec, fps=24.0, buckets=((64, 64), (64, 96)), max_chunks=3, tail="drop")
 CHANGES = {
@@ -101,3 +101,21 @@ def test_a_folder_without_a_recipe_is_no_cache(tmp_path: Path) -> None:
 def test_a_bucket_that_the_latents_do_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="width 100 .*use 96 or 104"):
         replace(RECIPE, buckets=((64, 64), (64, 100)))
+
+
+NORMALIZED_ANEW = replace(RECIPE, latent=replace(RECIPE.latent, scaling_factor=0.5, shift=(1.0,) * 16))
+
+
+def test_another_normalization_can_be_converted_and_the_refusal_says_so(tmp_path: Path) -> None:
+    bind_recipe(tmp_path, RECIPE)
+    assert convertible_recipe(tmp_path, NORMALIZED_ANEW) == RECIPE
+    with pytest.raises(Refused, match=r"recipe\.latent\.scaling_factor: .*train\.renormalize=true"):
+        check_recipe(tmp_path, NORMALIZED_ANEW)
+
+
+@pytest.mark.parametrize("other", [changed("fps"), replace(RECIPE, latent=replace(RECIPE.latent, dtype="bfloat16"))])
+def test_nothing_else_can_be_converted(tmp_path: Path, other: Recipe) -> None:
+    bind_recipe(tmp_path, RECIPE)
+    with pytest.raises(Refused, match="was made by another recipe") as refused:
+        convertible_recipe(tmp_path, other)
+    assert "renormalize" not in str(refused.value)

@@ -54,5 +54,6 @@ def test_facts_tell_a_stranger_what_the_clip_is() -> None:
         "width": 96,
         "num_frames": 34,
         "num_chunks": 2,
+        "posterior": "mean",
         "recipe": RECIPE.fingerprint(),
     }

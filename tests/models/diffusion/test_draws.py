@@ -82,3 +82,13 @@ def test_what_is_drawn_for_a_sample_is_independent() -> None:
     drawn = draw(0, 0, list(range(3000)), (1,), 0.5)
     together = torch.stack([drawn.noise[:, 0], torch.logit(drawn.timesteps / 1000), drawn.drop_caption.float()])
     assert (torch.corrcoef(together) - torch.eye(3)).abs().max() < 0.08
+
+
+def test_posterior_noise_is_drawn_last_and_only_when_asked() -> None:
+    without, with_it = draw(3, 5, [0, 4], SHAPE, 0.5), draw(3, 5, [0, 4], SHAPE, 0.5, posterior=True)
+    assert without.posterior_noise is None and with_it.posterior_noise is not None
+    assert all(torch.equal(a, b) for a, b in zip(parts(without), parts(with_it)))
+    assert with_it.posterior_noise.shape == (2, *SHAPE)
+    assert not torch.equal(with_it.posterior_noise, with_it.noise)
+    again = draw(3, 6, [0], SHAPE, 0.5, posterior=True).posterior_noise
+    assert again is not None and not torch.equal(again[0], with_it.posterior_noise[0])  # another one each step
