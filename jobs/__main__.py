@@ -133,6 +133,19 @@ def sample(words: Words = None) -> None:
 
 
 @app.command()
+def vae(
+    explain: Annotated[
+        str,
+        typer.Option(metavar="NAME|PATH", help="A family (open-sora-v1.2), or a folder or hub id with a VAE in it."),
+    ],
+) -> None:
+    """Explain a VAE: frames -> latents, what normalizes them, and where each number comes from."""
+    from jobs.explain import explain as show
+
+    show(explain)
+
+
+@app.command()
 def run(words: Words = None) -> None:
     """Scan, plan, encode, text, train and sample, each skipping what is done."""
     from jobs.run import run

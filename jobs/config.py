@@ -33,6 +33,12 @@ def _path_or_hub(text: str) -> str:
     return str(path.absolute()) if path.exists() or text.startswith((".", "/", "~")) else text
 
 
+def _vae_name(name: str) -> str:
+    """`diffusers:FOLDER` with the folder made absolute."""
+    family, colon, argument = name.partition(":")
+    return f"{family}:{_path_or_hub(argument)}" if colon else name
+
+
 PathHere = Annotated[Path, AfterValidator(Path.absolute)]  # relative paths start where the command was given
 PathOrHub = Annotated[str, AfterValidator(_path_or_hub)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -73,12 +79,12 @@ class DataConfig(Section):
 
 
 class RecipeConfig(Section):
-    vae: str = "dct"
-    """dct (no weights needed) or dct:CHANNELS, open-sora-v1.2, open-sora-plan, sd, pixart, diffusers:FOLDER-OR-HUB-ID."""
+    vae: Annotated[str, AfterValidator(_vae_name)] = "dct"
+    """dct (no weights) or dct:CHANNELS, open-sora-v1.2, open-sora-plan, sd, pixart, diffusers:FOLDER-OR-HUB-ID."""
     vae_path: PathOrHub | None = None
     """The VAE's weights: a folder as published, or a hub id (owner/name or owner/name@revision)."""
     vae_dtype: Dtype | None = None
-    """What the VAE computes in; left out: as the cache was planned, else bfloat16 where `plan` finds a GPU, or float32."""
+    """What the VAE computes in; left out, `plan` settles it: bfloat16 where it finds a GPU, else float32."""
     posterior: Posterior | None = None
     """What is cached of the VAE's Gaussian: sample (as the originals), mean, or moments (a fresh sample each epoch)."""
     scaling_factor: Annotated[float, Field(gt=0)] | None = None

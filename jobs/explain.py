@@ -5,8 +5,8 @@ from rich.table import Table
 
 from jobs.config import ConfigError
 from models.latent_spec import LatentSpec
-from models.vae import recognize_vae
 from models.vae.description import Description
+from models.vae.published import explain_vae
 
 FRAMES_SHOWN = 40
 
@@ -14,7 +14,7 @@ FRAMES_SHOWN = 40
 def explain(name_or_path: str) -> None:
     """Print the geometry, the numbers with their origins, and frames -> latents for 1 to 40 frames."""
     try:
-        description = recognize_vae(name_or_path)
+        description = explain_vae(name_or_path)
     except ValueError as error:
         raise ConfigError(f"--explain: {error}") from error
     spec = description.spec
@@ -34,8 +34,8 @@ def headline(spec: LatentSpec) -> str:
     """The geometry in a sentence."""
     frames, height, width = spec.stride
     return (
-        f"{spec.channels} channels, one latent per {frames}x{height}x{width} pixels (frames, height, width), encoded in "
-        f"chunks of {spec.chunk_frames} frames -> {spec.chunk_latents} latents; "
+        f"{spec.channels} channels, one latent per {frames}x{height}x{width} pixels (frames, height, width), "
+        f"encoded in chunks of {spec.chunk_frames} frames -> {spec.chunk_latents} latents; "
         f"normalized = (raw * scaling_factor - shift) / scale"
     )
 
@@ -52,13 +52,13 @@ def number_rows(description: Description) -> list[tuple[str, str, str]]:
 
 def frame_rows(description: Description, most: int) -> list[tuple[str, str, str]]:
     """(frames, latents, grouping) for 1 to `most` frames."""
-    spec = description.spec
+    spec, step = description.spec, description.frame_step or description.spec.stride[0]
     rows = []
     for frames in range(1, most + 1):
         whole, rest = divmod(frames, spec.chunk_frames)
-        lost = (rest - 1) % spec.stride[0] if rest else 0
-        if lost and not description.any_length:
-            what = f"refused: {lost} would be lost; {frames - lost} or {frames - lost + spec.stride[0]}"
+        lost = (rest - 1) % step if rest else 0
+        if lost:
+            what = f"refused: {lost} would be lost; {frames - lost} or {frames - lost + step}"
             rows.append((str(frames), "-", what))
             continue
         parts = [spec.chunk_frames] * whole + [rest] * (rest > 0)
@@ -79,11 +79,8 @@ def grouping(frames: int, stride: int) -> str:
 def grouping_of_latents(frames: int, spec: LatentSpec) -> str:
     """The latents of one chunk: the first frame's, and the others': 17 -> 1+4."""
     latents = spec.latent_frames(frames)
-    return (
-        f"1+{latents - 1}"
-        if latents > 1 and (frames - 1) % spec.stride[0] == 0 and spec.stride[0] > 1
-        else str(latents)
-    )
+    first_is_alone = spec.stride[0] > 1 and latents > 1 and (frames - 1) % spec.stride[0] == 0
+    return f"1+{latents - 1}" if first_is_alone else str(latents)
 
 
 def _shown(value: object) -> str:

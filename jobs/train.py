@@ -16,7 +16,7 @@ from jobs.config import RunConfig, configured_recipe
 from jobs.engine import Engine
 from jobs.metrics import Metrics, following
 from jobs.progress import Events, progress, say
-from models.diffusion.draws import draw
+from models.diffusion.draws import draw, posterior_sample
 from models.diffusion.rectified_flow import add_noise, loss_per_sample, timestep_transform
 from models.dit import build_dit, save_dit
 from models.text import load_text_encoder
@@ -104,11 +104,10 @@ def train_worker(argument: dict[str, Any]) -> None:
 def compute_losses(engine: Engine, config: RunConfig, data: TrainingSet, batch: Batch, step: int) -> Tensor:
     """Rectified-flow loss of each sample: (B,). All randomness is drawn by (seed, step, position)."""
     settings = config.train
-    latents = batch.latents.to(engine.device).float()  # (B, c, t, h, w)
-    shape, has_moments = tuple(latents.shape[1:]), batch.std is not None
-    drawn = draw(settings.seed, step, batch.positions.tolist(), shape, settings.caption_dropout, has_moments)
-    if batch.std is not None and drawn.posterior_noise is not None:  # another posterior sample each time
-        latents = latents + batch.std.to(engine.device).float() * drawn.posterior_noise.to(engine.device)
+    mean, std = batch.latents.to(engine.device), None if batch.std is None else batch.std.to(engine.device)
+    shape = tuple(mean.shape[1:])
+    drawn = draw(settings.seed, step, batch.positions.tolist(), shape, settings.caption_dropout, std is not None)
+    latents = posterior_sample(mean, std, drawn.posterior_noise)  # (B, c, t, h, w), another one at each step
     noise, timesteps = drawn.noise.to(engine.device), drawn.timesteps.to(engine.device)
     fps, height, width = batch.fps.to(engine.device), batch.height.to(engine.device), batch.width.to(engine.device)
     if settings.timestep_transform:

@@ -1,28 +1,41 @@
 """Published checkpoints: a folder, a file, or the id of a repository on the Hugging Face hub."""
 
+import re
+from functools import partial
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import model_info, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@]+))?")
+TIMEOUT_S = 5.0  # for the hub to say whether it has a repository
 
 
 def locate(path: str | Path, patterns: list[str]) -> Path:
     """A folder or file as it is; the id of a hub repository (owner/name or owner/name@revision) -> its files, fetched.
 
-    Only files that match `patterns` are fetched, once: they stay in the hub's cache. ValueError where there is neither.
+    Only files that match `patterns` are fetched, once: they stay in the hub's cache and are found there where the hub
+    does not answer, or is not to be asked (HF_HUB_OFFLINE=1). ValueError where there is neither.
     """
     here = Path(path).expanduser()
-    if here.exists():
+    if str(path) and here.exists():  # an empty name would be the current folder
         return here
-    repository, _, revision = str(path).partition("@")
-    if repository.count("/") != 1 or str(path).startswith((".", "/", "~")):
+    if not (hub_id := HUB_ID.fullmatch(str(path))):
         raise ValueError(
             f"{path}: no such file or folder, and not a hub id, which looks like owner/name or owner/name@revision"
         )
+    repository, revision = hub_id["repository"], hub_id["revision"]
+    fetch = partial(snapshot_download, repository, revision=revision, allow_patterns=patterns)
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"{path}: no such folder here, and the hub did not give a repository of that name "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}); download it and give its folder"
-        ) from error
+        # The download asks this too, but without a timeout: it would hang where a firewall drops packets.
+        model_info(repository, revision=revision, timeout=TIMEOUT_S)
+        return Path(fetch())
+    except Exception as error:  # the hub's own, or those of its HTTP client, which is another one in other versions
+        try:
+            return Path(fetch(local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError):
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{path}: no such folder here, not in the hub's cache, and the hub did not give it "
+                f"({type(error).__name__}: {reason}); download it and give its folder"
+            ) from error

@@ -42,6 +42,13 @@ def draw(
     )
 
 
+def posterior_sample(mean: Tensor, std: Tensor | None, noise: Tensor | None) -> Tensor:
+    """What is cached of a posterior (B, c, t, h, w) -> latents, float32: a fresh sample, or the mean where it has no std."""
+    if std is None or noise is None:
+        return mean.float()
+    return mean.float() + std.float() * noise.to(mean.device)
+
+
 def generator(seed: int, step: int, position: int) -> torch.Generator:
     """The random numbers of one sample of one step."""
     digest = hashlib.blake2b(f"{seed}/{step}/{position}".encode(), digest_size=8).digest()

@@ -6,10 +6,21 @@ from pathlib import Path
 from models.latent_spec import Dtype, Posterior
 from models.vae.dct import describe_dct
 from models.vae.description import NOTHING_ASKED, Asked, Description
+from models.vae.diffusers_vae import describe_diffusers
 from models.vae.interface import VideoVAE
+from models.vae.kl import describe_pixart, describe_sd
+from models.vae.open_sora import describe_open_sora
+from models.vae.open_sora_plan import describe_open_sora_plan
 
 # Family -> description from (what follows the colon or None, path or hub id of the weights or None, what is asked).
-VAES: dict[str, Callable[[str | None, str | Path | None, Asked], Description]] = {"dct": describe_dct}
+VAES: dict[str, Callable[[str | None, str | Path | None, Asked], Description]] = {
+    "dct": describe_dct,
+    "sd": describe_sd,
+    "pixart": describe_pixart,
+    "open-sora-v1.2": describe_open_sora,
+    "open-sora-plan": describe_open_sora_plan,
+    "diffusers": describe_diffusers,
+}
 
 
 def describe_vae(name: str, path: str | Path | None = None, asked: Asked = NOTHING_ASKED) -> Description:
@@ -34,4 +45,4 @@ def load_vae(
 ) -> VideoVAE:
     """A VAE ready to use: eval mode, no gradients, on the CPU. ValueError as `describe_vae`, and on wrong weights."""
     asked = Asked(chunk_frames=chunk_frames, dtype=dtype, posterior=posterior)
-    return describe_vae(name, path, asked).load().eval().requires_grad_(False)
+    return describe_vae(name, path, asked).load()

@@ -125,7 +125,7 @@ class DCTVAE(VideoVAE):
     exactly a projection where nothing is repeated: 4n or 1 + 4n frames in the last chunk.
     """
 
-    any_length = True
+    frame_step = 1
 
     group_basis: Tensor  # (C, 3 * 4 * 8 * 8), orthonormal rows
     frame_basis: Tensor  # (C, 3 * 8 * 8), orthonormal rows
@@ -207,4 +207,4 @@ def describe_dct(argument: str | None, path: str | Path | None, asked: Asked) ->
         config_sha256=digest(STRIDE),
         weights_sha256=digest([COLOURS, TABLE]),
     )
-    return Description(spec, normalization.origins, lambda: DCTVAE(spec))
+    return Description(spec, normalization.origins, lambda: DCTVAE(spec), DCTVAE.frame_step)

@@ -63,7 +63,21 @@ class Description:
 
     spec: LatentSpec
     origins: Mapping[str, str]  # field of the spec, or another name worth showing -> where its value comes from
-    load: Callable[[], VideoVAE]  # reads the weights; in eval mode, without gradients, on the CPU
+    build: Callable[[], VideoVAE]  # reads the weights
+    frame_step: int | None = None  # as VideoVAE has it
+
+    def __post_init__(self) -> None:
+        step = self.frame_step or self.spec.stride[0]
+        if beyond := (self.spec.chunk_frames - 1) % step:
+            lower = self.spec.chunk_frames - beyond
+            raise ValueError(
+                f"{self.spec.chunk_frames} frames do not fit {self.spec.vae}: it takes 1+{step}n frames, the first "
+                f"alone and the others {step} at a time; use {lower} or {lower + step}"
+            )
+
+    def load(self) -> VideoVAE:
+        """The VAE, ready to use: eval mode, no gradients, on the CPU. ValueError where its weights do not fit."""
+        return self.build().eval().requires_grad_(False)
 
 
 def digest(document: Any) -> str:

@@ -25,7 +25,7 @@ class VideoVAE(nn.Module):
     """
 
     spec: LatentSpec
-    any_length: bool = False  # whether a chunk may have any number of frames; else 1 + stride * n
+    frame_step: int | None = None  # a chunk has 1 + frame_step * n frames; 1 = any number, None = the stride in time
     bytes_per_pixel: int = 0  # of activations while a chunk is encoded, per pixel of a frame; 0 = too few to mind
     memory_bytes: int = MEMORY_BYTES  # of activations at once
 
@@ -119,14 +119,7 @@ class VideoVAE(nn.Module):
             raise ValueError(f"pixels are {pixels.dtype}, {spec.vae} wants floats in [-1, 1]; use uint8 / 127.5 - 1")
         if pixels.shape[2] < 1:
             raise ValueError(f"{spec.vae} was given no frames, it wants one or more; leave empty clips out")
-        rest, stride = pixels.shape[2] % spec.chunk_frames, spec.stride[0]
-        if rest and rest % stride != 1 % stride and not self.any_length:
-            lower = pixels.shape[2] - (rest - 1) % stride
-            raise ValueError(
-                f"{pixels.shape[2]} frames: {rest} are left after whole chunks of {spec.chunk_frames}, and {spec.vae} "
-                f"encodes 1+{stride}n frames, the first alone and the others {stride} at a time; the last "
-                f"{(rest - 1) % stride} would be lost: give {lower} or {lower + stride}"
-            )
+        self.check_frames(pixels.shape[2])
         spec.latent_shape(*pixels.shape[2:])  # raises where the stride does not divide the size
 
     def check_latents(self, latents: Tensor, num_frames: int) -> None:
@@ -137,10 +130,23 @@ class VideoVAE(nn.Module):
                 f"latents have shape {tuple(latents.shape)}, {spec.vae} wants (B, {spec.channels}, t, h, w); "
                 f"decode them with the VAE of their recipe"
             )
+        self.check_frames(num_frames)
         if num_frames < 1 or latents.shape[2] != spec.latent_frames(num_frames):
             raise ValueError(
                 f"{num_frames} frames are {spec.latent_frames(num_frames)} latents in {spec.vae}, found "
                 f"{latents.shape[2]}; give the number of frames that were encoded"
+            )
+
+    def check_frames(self, num_frames: int) -> None:
+        """ValueError where frames would be lost behind the whole chunks."""
+        spec, step = self.spec, self.frame_step or self.spec.stride[0]
+        rest = num_frames % spec.chunk_frames
+        lost = (rest - 1) % step if rest else 0
+        if lost:
+            raise ValueError(
+                f"{num_frames} frames: {rest} are left after whole chunks of {spec.chunk_frames}, and {spec.vae} takes "
+                f"1+{step}n, the first frame alone and the others {step} at a time; the last {lost} would be lost: "
+                f"give {num_frames - lost} or {num_frames - lost + step}"
             )
 
     def _chunks_at_once(self, frame_pixels: int) -> int:

@@ -106,3 +106,18 @@ def test_sampling_refuses_frames_that_are_not_whole_chunks(trained: RunConfig, n
 def test_the_saved_model_loads_without_deepspeed(trained: RunConfig) -> None:
     model = load_dit(trained.train.out / "model")
     assert model.config.in_channels == 16 and model.config.caption_channels == 256
+
+
+def test_a_cache_under_another_normalization_is_converted_where_the_run_says_so(
+    cached: RunConfig, tmp_path: Path
+) -> None:
+    recipe = cached.recipe.model_copy(update={"scaling_factor": 2.0})
+    other = changed(cached.model_copy(update={"recipe": recipe}), out=tmp_path, steps=1, workers=1)
+    with pytest.raises(
+        Refused, match=r"recipe\.latent\.scaling_factor: found 1\.0, wanted 2\.0.*train\.renormalize=true"
+    ):
+        train(other)
+    train(changed(other, renormalize=True))
+    trained = json.loads((tmp_path / "model" / "trained.json").read_text())
+    assert trained["recipe"]["latent"]["scaling_factor"] == 2.0  # what the model's samples are to be decoded with
+    assert losses(other)[0] > 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.diffusion.draws import Draws, draw
+from models.diffusion.draws import Draws, draw, posterior_sample
 
 SHAPE = (2, 5, 3, 4)
 
@@ -92,3 +92,13 @@ def test_posterior_noise_is_drawn_last_and_only_when_asked() -> None:
     assert not torch.equal(with_it.posterior_noise, with_it.noise)
     again = draw(3, 6, [0], SHAPE, 0.5, posterior=True).posterior_noise
     assert again is not None and not torch.equal(again[0], with_it.posterior_noise[0])  # another one each step
+
+
+def test_cached_moments_give_another_sample_each_time() -> None:
+    mean, std = torch.randn(2, *SHAPE).half(), torch.rand(2, *SHAPE).half()
+    first, second = (draw(0, step, [0, 1], SHAPE, 0.0, posterior=True).posterior_noise for step in (0, 1))
+    assert first is not None and second is not None
+    sample = posterior_sample(mean, std, first)
+    torch.testing.assert_close(sample, mean.float() + std.float() * first)
+    assert sample.dtype == torch.float32 and not torch.equal(sample, posterior_sample(mean, std, second))
+    assert torch.equal(posterior_sample(mean, None, None), mean.float())

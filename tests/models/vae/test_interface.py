@@ -164,7 +164,7 @@ def test_a_callers_autocast_changes_nothing() -> None:
         ((3, 17, 4, 4), torch.float32, "an image as a video of one frame"),
         ((1, 3, 17, 4, 4), torch.uint8, r"uint8, pool wants floats in \[-1, 1\]; use uint8 / 127.5 - 1"),
         ((1, 3, 0, 4, 4), torch.float32, "no frames"),
-        ((1, 3, 16, 4, 4), torch.float32, r"16 frames: 16 are left .* 1\+4n frames.* last 3 would be lost.* 13 or 17"),
+        ((1, 3, 16, 4, 4), torch.float32, r"16 frames: 16 are left .* 1\+4n, .* last 3 would be lost.* 13 or 17"),
         ((1, 3, 18 + 17, 4, 4), torch.float32, None),
         ((1, 3, 19, 4, 4), torch.float32, r"19 frames: 2 are left .* last 1 would be lost: give 18 or 22"),
         ((1, 3, 17, 5, 4), torch.float32, "height 5 is not a multiple of 2"),

@@ -1,0 +1,49 @@
+"""Every family of VAEs goes the whole way, with small random weights: encode, train, sample."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from jobs.config import configured_recipe
+from jobs.encode import encode
+from jobs.mp4 import read_mp4
+from jobs.sample import sample
+from jobs.train import train
+from tests.checkpoints import FAMILIES, publish
+from tests.conftest import cache_config, digests, fill_cache
+
+# What differs from the defaults of the tests; a family that is not here takes them as they are.
+KNOBS = {
+    "sd": ["recipe.posterior=moments", "train.timestep_transform=false"],
+    "open-sora-plan": ["recipe.posterior=mean"],
+    "AutoencoderKLLTXVideo": ["train.timestep_transform=false"],
+    "AutoencoderKLMochi": ["recipe.chunk_frames=19", "sample.num_frames=19", "train.timestep_transform=false"],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_goes_the_whole_way(local_ray: None, shapes: Path, tmp_path: Path, family: str) -> None:
+    knobs = [f"{name}={value}" for name, value in publish(family, tmp_path / "vae").items()]
+    short = ["train.steps=2", "train.workers=1", "train.batch=2", "sample.num_prompts=1", "sample.steps=2"]
+    config = cache_config(shapes, tmp_path, *knobs, *short, *KNOBS.get(family, []))
+    fill_cache(config)
+
+    spec, tars = configured_recipe(config).latent, sorted(config.cache.latents.rglob("*.tar"))
+    for found in webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False).decode():
+        _, *shape = spec.latent_shape(found["json"]["num_frames"], 64, 64)
+        latents = found["latent.npy"]
+        assert latents.shape == (spec.stored_channels, *shape) and np.isfinite(latents).all() and latents.std() > 0
+
+    before = digests(config.data.cache)
+    tars[0].unlink()
+    encode(config)
+    assert digests(config.data.cache) == before  # the noise of the posterior too is a function of recipe, clip, chunk
+
+    train(config)
+    assert json.loads((config.train.out / "model" / "trained.json").read_text())["steps"] == 2
+    sample(config)
+    (video,) = (config.train.out / "samples").glob("*.mp4")
+    assert read_mp4(video).shape == (config.sample.num_frames, 64, 64, 3)
