@@ -43,7 +43,7 @@ def draw(
 
 
 def posterior_sample(mean: Tensor, std: Tensor | None, noise: Tensor | None) -> Tensor:
-    """What is cached of a posterior (B, c, t, h, w) -> latents, float32: a fresh sample, or the mean where it has no std."""
+    """Cached mean and std (B, c, t, h, w) -> latents, float32: a fresh sample, or the mean where there is no std."""
     if std is None or noise is None:
         return mean.float()
     return mean.float() + std.float() * noise.to(mean.device)

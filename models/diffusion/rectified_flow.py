@@ -4,36 +4,44 @@ Nothing here draws from a global generator: noise and generators come from the c
 a batch its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 import torch
-from einops import rearrange, reduce, repeat
+from einops import rearrange, repeat
 from torch import Tensor
+
+from models.diffusion.masks import frame_mask, masked_mean
 
 NUM_TIMESTEPS = 1000
 CHUNK_FRAMES, CHUNK_LATENTS = 17, 5
 
-DRAWS = {"uniform": torch.rand, "logit-normal": torch.randn}
+METHODS = ("discrete", "uniform", "logit-normal")
 
 
 def draw_timesteps(
     generator: torch.Generator,
     count: int = 1,
     *,
-    method: Literal["uniform", "logit-normal"] = "logit-normal",
+    method: Literal["discrete", "uniform", "logit-normal"] = "logit-normal",
     loc: float = 0.0,
     scale: float = 1.0,
 ) -> Tensor:
-    """-> (count,) float32 timesteps in 0..1000; `loc` and `scale` shape the logit-normal.
+    """-> (count,) float32 timesteps in 0..1000, whole ones in 0..999 if discrete; `loc` and `scale` shape the
+    logit-normal.
 
     Samples with generators of their own: `torch.cat([draw_timesteps(g) for g in generators])`.
     """
-    if method not in DRAWS:
-        raise ValueError(f"no timesteps are drawn by {method!r}; known are {', '.join(DRAWS)}")
-    drawn = DRAWS[method](count, generator=generator, device=generator.device, dtype=torch.float32)
-    return (torch.sigmoid(loc + scale * drawn) if method == "logit-normal" else drawn) * NUM_TIMESTEPS
+    source = {"generator": generator, "device": generator.device}
+    if method == "discrete":
+        return torch.randint(NUM_TIMESTEPS, (count,), **source).float()
+    if method == "uniform":
+        return torch.rand(count, **source, dtype=torch.float32) * NUM_TIMESTEPS
+    if method == "logit-normal":
+        return torch.sigmoid(loc + scale * torch.randn(count, **source, dtype=torch.float32)) * NUM_TIMESTEPS
+    raise ValueError(f"no timesteps are drawn by {method!r}; known are {', '.join(METHODS)}")
 
 
 def timestep_transform(
@@ -72,7 +80,7 @@ def add_noise(x0: Tensor, noise: Tensor, t: Tensor, mask: Tensor | None = None) 
     """
     u = rearrange(t.float() / NUM_TIMESTEPS, "b -> b 1 1 1 1")
     noisy = (1 - u) * x0 + u * noise
-    return noisy if mask is None else torch.where(rearrange(mask, "b t -> b 1 t 1 1"), noisy, x0)
+    return noisy if mask is None else torch.where(frame_mask(mask), noisy, x0)
 
 
 def velocity_target(x0: Tensor, noise: Tensor) -> Tensor:
@@ -87,11 +95,7 @@ def loss_per_sample(prediction: Tensor, x0: Tensor, noise: Tensor, mask: Tensor 
     nothing to learn: its loss is 0.
     """
     velocity = prediction[:, : x0.shape[1]].float()
-    per_frame = reduce((velocity - velocity_target(x0, noise).float()).square(), "b c t h w -> b t", "mean")
-    if mask is None:
-        return reduce(per_frame, "b t -> b", "mean")
-    kept = per_frame.masked_fill(~mask, 0.0)  # filled, not multiplied: 0 * inf is NaN
-    return reduce(kept, "b t -> b", "sum") / reduce(mask.float(), "b t -> b", "sum").clamp(min=1)
+    return masked_mean((velocity - velocity_target(x0, noise).float()).square(), mask)
 
 
 def euler_timesteps(steps: int, transform: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -105,15 +109,47 @@ def euler_timesteps(steps: int, transform: Callable[[Tensor], Tensor] | None = N
     return torch.cat([even if transform is None else transform(even), torch.zeros(1)])
 
 
+@dataclass(frozen=True)
+class Given:
+    """Frames that sampling starts from, and how far each may be changed."""
+
+    latents: Tensor  # (B, c, t, h, w)
+    mask: Tensor  # (B, t) in 0..1: 0 keeps the frame, 1 makes it anew, 0.4 keeps it until timestep 400
+
+
 @torch.no_grad()
-def sample_euler(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, timesteps: Tensor) -> Tensor:
+def sample_euler(
+    velocity: Callable[..., Tensor], noise: Tensor, timesteps: Tensor, given: Given | None = None
+) -> Tensor:
     """Noise (B, c, t, h, w) -> latents, by straight steps along `velocity(latents, t (B,)) -> (B, c, t, h, w)`.
 
     `timesteps` are `euler_timesteps`. A guided model is a velocity: `functools.partial(guided, model, ...)`; so is one
     that also moves a progress bar.
+
+    With `given` frames, a frame that may change by m stays as it is until the first timestep at or below 1000 m. There
+    it is noised, once, with its own part of `noise`, and sampled from then on. `velocity` is called with `x_mask`
+    (B, t) as well: False for the frames that are still as given.
     """
+    if given is not None:
+        return _sample_euler_given(velocity, noise, timesteps, given)
     latents = noise
-    for now, later in pairwise(timesteps):
-        t = repeat(now.to(noise.device), "-> b", b=noise.shape[0])
-        latents = latents + velocity(latents, t) * ((now - later) / NUM_TIMESTEPS).to(noise.device)
+    for t, part in _steps(timesteps, noise):
+        latents = latents + velocity(latents, t) * part
     return latents
+
+
+def _sample_euler_given(velocity: Callable[..., Tensor], noise: Tensor, timesteps: Tensor, given: Given) -> Tensor:
+    anew = given.mask == 1  # from the start: a transformed 1000 can be 1000.0001 in float32, more than 1 * 1000
+    latents, active = torch.where(frame_mask(anew), noise, given.latents), anew
+    for t, part in _steps(timesteps, noise):
+        before, active = active, anew | (given.mask * NUM_TIMESTEPS >= rearrange(t, "b -> b 1"))
+        latents = torch.where(frame_mask(active & ~before), add_noise(given.latents, noise, t), latents)
+        moved = latents + velocity(latents, t, x_mask=active) * part
+        latents = torch.where(frame_mask(active), moved, latents)
+    return latents
+
+
+def _steps(timesteps: Tensor, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Timesteps (n + 1,) -> n steps: where it starts, (B,), and how far it goes, as a part of the line."""
+    for now, later in pairwise(timesteps.to(like.device)):
+        yield repeat(now, "-> b", b=len(like)), (now - later) / NUM_TIMESTEPS
