@@ -1,14 +1,16 @@
 """Diffusion transformers by name: build one, save one, load one."""
 
 import json
-from dataclasses import asdict, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from models.dit.published import translate
 from models.dit.stdit3 import STDiT3, STDiT3Config
-from models.weights import load_weights, save_weights, write_whole
+from models.hub import locate
+from models.weights import find_file, load_weights, read_config, save_weights, write_whole
 
 DITS = {
     "stdit3-xl/2": STDiT3Config(hidden_size=1152, depth=28, num_heads=16),  # the published 1.2 B parameters
@@ -38,24 +40,35 @@ def save_dit(model: STDiT3, folder: Path | str) -> None:
     write_whole(folder / "config.json", lambda aside: _write_text(aside, config))
 
 
-def load_dit(folder: Path | str) -> STDiT3:
-    """A folder that `save_dit` wrote -> the model, in float32 on the CPU, no random number drawn.
+def load_dit(path: Path | str) -> STDiT3:
+    """A folder that `save_dit` wrote, or Open-Sora v1.2's STDiT3 as published: its folder, or its hub id -> the model.
 
-    Raises ValueError where the config has unknown fields or the weights do not fit it.
+    In float32 on the CPU; no random number is drawn. Raises ValueError where there is no such folder, the config has
+    fields we do not know or cannot honour, or the weights do not fit it.
     """
-    folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text())
-    _refuse_unknown(config, str(folder / "config.json"))
-    config["patch_size"] = tuple(config.get("patch_size", STDiT3Config.patch_size))
+    weights = find_file(locate(path, ["config.json", "model.safetensors"]), ["model.safetensors"])
+    where = weights.with_name("config.json")
+    values = read_config(where)
+    if "model_type" in values:  # what transformers writes into every config of its own
+        values = translate(values, str(where))
     with torch.device("meta"):  # no memory and no random numbers for weights that the file replaces
-        model = STDiT3(STDiT3Config(**config))
-    load_weights(model, folder / "model.safetensors")
+        model = STDiT3(_config(values, str(where)))
+    load_weights(model, weights)
     return model
 
 
-def _refuse_unknown(config: dict[str, Any], where: str) -> None:
+def _config(values: dict[str, Any], where: str) -> STDiT3Config:
+    """Plain JSON values -> the config; ValueError where a field is unknown, or one without default is missing."""
+    _refuse_unknown(values, where)
+    needed = [field.name for field in fields(STDiT3Config) if field.default is MISSING]
+    if missing := [name for name in needed if name not in values]:
+        raise ValueError(f"{where}: has no {', '.join(missing)}; give the config.json that belongs to the weights")
+    return STDiT3Config(**{**values, "patch_size": tuple(values.get("patch_size", STDiT3Config.patch_size))})
+
+
+def _refuse_unknown(values: dict[str, Any], where: str) -> None:
     known = [field.name for field in fields(STDiT3Config)]
-    unknown = sorted(config.keys() - set(known))
+    unknown = sorted(values.keys() - set(known))
     if unknown:
         raise ValueError(f"{where} has no field {', '.join(unknown)}; known are {', '.join(known)}")
 

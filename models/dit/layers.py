@@ -3,6 +3,7 @@
 Tokens are (B, t, s, C) throughout: t latent frames of s patches. Attribute names are Open-Sora v1.2's state-dict names.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -14,7 +15,9 @@ from models.dit.positions import rotate, sinusoid
 
 SINUSOID_WIDTH = 256
 NORM_EPS = 1e-6
+MAX_ROWS = 65_535  # of one attention call: some CUDA kernels count rows in 16 bits
 Rotation = tuple[Tensor, Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values -> values, each (b, heads, n, d)
 
 # Which tokens a block's self-attention puts in one sequence.
 SEQUENCES = {"space": "(b t) s c", "time": "(b s) t c"}
@@ -71,12 +74,24 @@ class RMSNorm(nn.Module):
         return self.weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each (b, heads, n, d) -> (b, heads, n, d): softmax attention within each row, without a matrix of scores."""
+    if len(q) > MAX_ROWS:  # temporal attention in a batch of images: every patch of every image is a row
+        return torch.cat([attend(*rows) for rows in zip(*(each.split(MAX_ROWS) for each in (q, k, v)), strict=True)])
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 class SelfAttention(nn.Module):
-    """Attention within each sequence of (b, n, C); queries and keys are normalized first and rotated second."""
+    """Attention within each sequence of (b, n, C); queries and keys are normalized first and rotated second.
+
+    `attend` may be replaced from outside. Where ranks hold parts of each frame, the spatial blocks' one exchanges
+    patches for heads over its process group, attends, and exchanges back; all else in a block is the same per token.
+    """
 
     def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.attend: Attend = attend
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.q_norm = RMSNorm(hidden_size // num_heads) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(hidden_size // num_heads) if qk_norm else nn.Identity()
@@ -88,7 +103,7 @@ class SelfAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)"))
+        return self.proj(rearrange(self.attend(q, k, v), "b heads n d -> b n (heads d)"))
 
 
 class CrossAttention(nn.Module):
@@ -109,12 +124,12 @@ class CrossAttention(nn.Module):
         q = rearrange(self.q_linear(x), "b n (heads d) -> b heads n d", heads=self.num_heads)
         kv = rearrange(self.kv_linear(text), "b l (two heads d) -> two b heads l d", two=2, heads=self.num_heads)
         k, v = kv.unbind(0)  # each (B, heads, L, d)
-        # A softmax over no key at all is 0/0, and kernels differ in what they make of it. So an empty caption looks at
-        # its padding, and that answer becomes zeros.
+        # A softmax over masked keys alone is 0/0, and kernels differ in what they make of it. So an empty caption looks
+        # at its padding, where it finds zeros.
         empty = ~text_mask.any(dim=1, keepdim=True)  # (B, 1)
         keys = rearrange(text_mask | empty, "b l -> b 1 1 l")
+        v = v.masked_fill(rearrange(empty, "b 1 -> b 1 1 1"), 0.0)
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)  # (B, heads, n, d)
-        seen = seen.masked_fill(rearrange(empty, "b 1 -> b 1 1 1"), 0.0)
         return self.proj(rearrange(seen, "b heads n d -> b n (heads d)"))
 
 

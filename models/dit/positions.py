@@ -1,7 +1,8 @@
 """Where a token is, in space, in time and on the noise scale: tables that are always computed in float32.
 
-A model in bf16 still gets float32 tables. bf16 keeps 8 bits: it cannot tell timestep 999 from 1000 and it moves a
-position table by 4e-3, so the angle is worked out exactly and only the finished sine is rounded.
+A model in bf16 still gets float32 tables; only the finished sine, or what it is added to, is rounded. Open-Sora v1.2
+works them out in the model's own type instead: in bf16, with 8 bits, it cannot tell timestep 999 from 1000 (above 512
+it knows multiples of 4), and its position table is off by up to 4e-3. In float32 both agree.
 """
 
 import math

@@ -254,6 +254,20 @@ def test_a_bf16_model_keeps_float32_tables() -> None:
     assert (model(**given) - exact).abs().mean() < 0.02 * exact.abs().mean()
 
 
+@torch.no_grad()
+def test_positions_inside_a_bf16_model_are_rounded_once() -> None:
+    """They are added in float32; what is rounded is the sum. A table made, or rounded, in bf16 would be another one."""
+    model, given = awake().bfloat16(), inputs()
+    seen: dict[str, Any] = {}
+    model.x_embedder.register_forward_hook(lambda module, args, out: seen.update(patches=out))
+    model.spatial_blocks[0].register_forward_pre_hook(lambda module, args: seen.update(tokens=args[0]))
+    model(**given)
+    table = position_table(2, 3, 32, position_scale(given["height"], given["width"], 512))
+    assert seen["patches"].dtype == torch.bfloat16
+    assert torch.equal(seen["tokens"], (seen["patches"].float() + table).bfloat16())
+    assert not torch.equal(seen["tokens"], seen["patches"] + table.bfloat16())
+
+
 def test_the_null_caption_has_the_length_asked_for() -> None:
     model = STDiT3(CONFIG)
     assert torch.equal(model.null_text(3), model.state_dict()["y_embedder.y_embedding"][:3])
