@@ -9,6 +9,7 @@ import pytest
 
 from models.text import load_text_encoder
 from models.text.byte_encoder import ByteEncoder
+from models.text.interface import TextSettings
 
 ENCODER = ByteEncoder()
 
@@ -89,14 +90,12 @@ def test_byte_vectors_are_those_of_shake_256() -> None:
     assert np.array_equal(np.sign(tokens("a")[0, :128]), signs[:128])  # at place 0 the sines are zero
 
 
-def test_everything_that_decides_an_embedding_is_in_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_that_decides_an_embedding_is_in_the_fingerprint() -> None:
     before = ByteEncoder().fingerprint()
     assert ByteEncoder().fingerprint() == before != ByteEncoder(128).fingerprint()
-    monkeypatch.setattr(ByteEncoder, "max_tokens", 20)
-    assert ByteEncoder().fingerprint() != before
+    assert ByteEncoder(settings=TextSettings(max_tokens=20)).fingerprint() != before
+    assert ByteEncoder(settings=TextSettings(clean=True)).fingerprint() != before
 
 
 def test_it_is_known_by_name() -> None:
     assert load_text_encoder("bytes").name == "bytes"
-    with pytest.raises(ValueError, match="'t6' is not known; known: bytes"):
-        load_text_encoder("t6")
