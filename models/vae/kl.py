@@ -206,7 +206,7 @@ def describe_frames(family: str, argument: str | None, path: str | Path | None, 
         with torch.device("meta"):
             vae = FrameVAE(spec, config).to(DTYPES[spec.dtype])
         fill_weights(vae.kl.module, rename_attention(read_weights(weights)), str(weights))
-        return vae.eval().requires_grad_(False)
+        return vae
 
     return Description(spec, normalization.origins, load, FrameVAE.frame_step)
 

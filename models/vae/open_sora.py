@@ -146,7 +146,7 @@ def describe_open_sora(argument: str | None, path: str | Path | None, asked: Ask
             vae = OpenSoraVAE(spec, spatial, temporal).to(DTYPES[spec.dtype])
         tensors = read_weights(weights)
         fill_weights(vae, {name: tensors[name] for name in tensors.keys() - set(NORMALIZING)}, str(weights))
-        return vae.eval().requires_grad_(False)
+        return vae
 
     return Description(spec, {**normalization.origins, "chunk_frames": frames_origin}, load, OpenSoraVAE.frame_step)
 
