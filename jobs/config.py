@@ -18,13 +18,15 @@ import torch
 from models.diffusion.rectified_flow import CHUNK_FRAMES, CHUNK_LATENTS
 from models.dit import DITS
 from models.latent_spec import Dtype, LatentSpec, Posterior
-from models.text import TEXT_ENCODERS
+from models.text import TEXT_ENCODERS, describe_text_encoder
+from models.text.interface import TextDescription, TextSettings
 from models.vae import describe_vae
 from models.vae.description import DEFAULT_CHUNK_FRAMES, Asked, Description
 from models.vae.interface import MEMORY_BYTES, VideoVAE
 from pipeline.cache import Cache
 from pipeline.errors import Refused
 from pipeline.recipe import Recipe, read_recipe
+from pipeline.text_column import read_text_origin
 
 
 def _path_or_hub(text: str) -> str:
@@ -128,7 +130,15 @@ class EncodeConfig(Section):
 
 class TextConfig(Section):
     encoder: Annotated[str, AfterValidator(_known_encoder)] = "bytes"
-    """bytes (no weights needed)."""
+    """bytes (no weights needed) or t5."""
+    path: PathOrHub | None = None
+    """T5's folder as published, that of a diffusers pipeline, or a hub id."""
+    max_tokens: Count = TextSettings.max_tokens
+    """Longer captions are cut."""
+    dtype: Dtype | None = None
+    """What T5 computes in; left out: as the text column was made, else bfloat16 where there is a GPU, or float32."""
+    clean: bool = False
+    """Clean captions first: no URLs, markup, odd quotes. Sampling follows."""
 
 
 class ModelConfig(Section):
@@ -186,6 +196,16 @@ class SampleConfig(Section):
     steps: Count = 30
     guidance: Annotated[float, Field(ge=1)] = 4.0
     """1 = none."""
+    negative_prompt: str = ""
+    """What to steer away from; empty = the null caption."""
+    full_null: bool = False
+    """Guide with the null caption at its full length; as trained, it is cut to the prompt's."""
+    clean: bool | None = None
+    """Clean prompts first; left out: as the captions of training."""
+    first_frame: PathHere | None = None
+    """An image that every video starts from."""
+    last_frame: PathHere | None = None
+    """An image for the first latent of the last chunk, which is where an image can stand."""
     batch: Count = 16
     """Prompts sampled together."""
     seed: int = 0
@@ -317,6 +337,19 @@ def load_configured_vae(config: RunConfig, latent: LatentSpec | None = None) -> 
         raise
     except ValueError as error:
         raise ConfigError(f"recipe.vae_path: {error}") from error
+
+
+def describe_configured_text(config: RunConfig) -> TextDescription:
+    """The text encoder that [text] names, its weights unread; ConfigError where it cannot be."""
+    text = config.text
+    made_in: Dtype | None = None
+    if config.cache.text_origin(text.encoder).exists():
+        made_in = read_text_origin(config.cache, text.encoder).dtype
+    try:
+        settings = TextSettings(text.max_tokens, text.dtype or made_in, text.clean)
+        return describe_text_encoder(text.encoder, text.path, settings)
+    except ValueError as error:
+        raise ConfigError(f"text: {error}") from error
 
 
 def make_recipe(config: RunConfig, spec: LatentSpec) -> Recipe:

@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from pipeline.errors import Refused
 from pipeline.storage import publish
 
 TILE = 88  # pixels, the longer side of a frame on a sheet
@@ -20,6 +21,19 @@ LINE = 18  # pixels of height for a line of text
 TEXT_SIZE = 13  # pixels
 STRIP = TILES * TILE + (TILES - 1) * GAP  # pixels, the width of a strip
 PAPER, INK, FAINT = (250, 250, 248), (28, 28, 30), (120, 120, 124)
+
+
+def read_picture(path: Path, height: int, width: int) -> NDArray[np.uint8]:
+    """An image -> (height, width, 3) uint8, RGB, as large as covers that and cropped around its centre.
+
+    Refused where there is none, or nothing that Pillow can read.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise Refused(f"{path}: cannot be read as an image ({error}); give a png or jpeg") from error
+    return np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.BICUBIC))
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,43 @@
 """`sample`: captions -> videos, with the trained model."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from jobs.config import RunConfig, describe_configured_vae, load_configured_vae
+from jobs.config import RunConfig, SampleConfig, describe_configured_vae, load_configured_vae
 from jobs.mp4 import write_mp4
-from jobs.pictures import sample_sheet
+from jobs.pictures import read_picture, sample_sheet
 from jobs.progress import Events, progress, say
+from models.diffusion.conditioning import Reference, place_references
 from models.diffusion.draws import generator
 from models.diffusion.guidance import guided
 from models.diffusion.rectified_flow import euler_timesteps, sample_euler, timestep_transform
 from models.dit import load_dit
 from models.latent_spec import LatentSpec
 from models.text import load_text_encoder
+from models.text.interface import TextEncoder
 from models.vae.interface import VideoVAE
+from models.weights import file_sha256
 from pipeline.errors import Refused
 from pipeline.index import open_index
 from pipeline.recipe import Recipe
 from pipeline.records import TextSample
 from pipeline.storage import publish
+from pipeline.text_column import TextOrigin
+
+
+class Text(NamedTuple):
+    """Encoded captions, or a single one without the first axis."""
+
+    tokens: Tensor  # (B, L, dim)
+    mask: Tensor  # (B, L), True = a token
 
 
 def sample(config: RunConfig) -> int:
@@ -37,7 +49,8 @@ def sample(config: RunConfig) -> int:
     height, width = settings.height or recipe.buckets[0][0], settings.width or recipe.buckets[0][1]
     _check_size(recipe, settings.num_frames, height, width)
     prompts = list(settings.prompts) or cached_captions(config, recipe, settings.num_prompts)
-    wanted = {"model": trained, "sample": json.loads(settings.model_dump_json()), "prompts": prompts}
+    images = [file_sha256(path) for path in (settings.first_frame, settings.last_frame) if path and path.exists()]
+    wanted = {"model": trained, "sample": json.loads(settings.model_dump_json()), "prompts": prompts, "images": images}
     paths = [out / "samples" / f"{number:03d}.mp4" for number in range(len(prompts))]
     if _is_done(out / "samples.json", wanted, paths):
         say(f"sample: {len(prompts)} videos of this model are there already -> {out / 'samples'}")
@@ -45,11 +58,17 @@ def sample(config: RunConfig) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_dit(out / "model").to(device).eval()
     vae = load_configured_vae(config, recipe.latent).to(device)
+    encoder = load_sampling_encoder(config, trained).to(device)
+    references = encode_references(vae, settings, height, width)
     videos = []
     with progress("sample", len(prompts), "videos") as bar:
         for first in range(0, len(prompts), settings.batch):
             some = range(first, min(first + settings.batch, len(prompts)))
-            latents = generate(model, config, trained, [prompts[n] for n in some], list(some), height, width)
+            shape = recipe.latent.latent_shape(settings.num_frames, height, width)  # (c, t, h, w)
+            noise = torch.stack([torch.randn(shape, generator=generator(settings.seed, 0, n)) for n in some])
+            text = encode_prompts(encoder, [prompts[n] for n in some])
+            null = _negative(model, encoder, settings)
+            latents = generate(model, config, trained, text, null, noise.to(device), references)
             for number, frames in zip(some, to_frames(vae, latents, settings.num_frames)):
                 write_mp4(paths[number], frames, recipe.fps)
                 videos.append(frames)
@@ -66,38 +85,84 @@ def generate(
     model: Any,
     config: RunConfig,
     trained: dict[str, Any],
-    prompts: list[str],
-    numbers: list[int],
-    height: int,
-    width: int,
+    text: Text,
+    negative: Text | None,
+    noise: Tensor,
+    references: list[Reference],
 ) -> Tensor:
-    """Prompts -> normalized latents (B, c, t, h, w). Each video's noise is drawn by (sample.seed, its number)."""
+    """Encoded prompts and noise (B, c, t, h, w) -> normalized latents of the same shape.
+
+    Without `negative` guidance is away from the null caption, cut to the prompts' length.
+    """
     settings, recipe = config.sample, Recipe.from_dict(trained["recipe"])
-    device = next(model.parameters()).device
-    shape = recipe.latent.latent_shape(settings.num_frames, height, width)  # (c, t, h, w)
-    noise = torch.stack([torch.randn(shape, generator=generator(settings.seed, 0, number)) for number in numbers])
-    encoded = load_text_encoder(trained["text_encoder"]).encode(prompts)
-    length = max(1, *(len(tokens) for tokens in encoded))
-    text = torch.zeros(len(prompts), length, encoded[0].shape[1])  # (B, L, dim)
-    text_mask = torch.zeros(len(prompts), length, dtype=torch.bool)
-    for place, tokens in enumerate(encoded):
-        text[place, : len(tokens)] = torch.from_numpy(tokens)
-        text_mask[place, : len(tokens)] = True
+    _, down, across = recipe.latent.stride
+    height, width = noise.shape[3] * down, noise.shape[4] * across
+    tokens, mask = (one.to(noise.device) for one in text)
+    null_text, null_mask = (model.null_text(tokens.shape[1]), None) if negative is None else negative
     velocity = partial(
         guided,
         model,
-        text=text.to(device),
-        text_mask=text_mask.to(device),
-        null_text=model.null_text(length),
+        text=tokens,
+        text_mask=mask,
+        null_text=null_text.to(noise.device),
+        null_mask=null_mask if null_mask is None else null_mask.to(noise.device),
         scale=settings.guidance,
         **{
-            name: repeat(torch.tensor(float(value), device=device), "-> b", b=len(prompts))
+            name: repeat(torch.tensor(float(value), device=noise.device), "-> b", b=len(noise))
             for name, value in (("fps", recipe.fps), ("height", height), ("width", width))
         },
     )
     shift = partial(timestep_transform, height=height, width=width, num_frames=settings.num_frames)
     timesteps = euler_timesteps(settings.steps, shift if trained["timestep_transform"] else None)
-    return sample_euler(velocity, noise.to(device), timesteps)
+    given = None
+    if references:
+        given = place_references([references] * len(noise), noise, align=recipe.latent.chunk_latents)
+    return sample_euler(velocity, noise, timesteps, given)
+
+
+def load_sampling_encoder(config: RunConfig, trained: dict[str, Any]) -> TextEncoder:
+    """The text encoder that the model was trained with, its weights where [text] says or where they then were."""
+    origin = TextOrigin(**trained["text"])
+    clean = origin.clean if config.sample.clean is None else config.sample.clean
+    try:
+        return load_text_encoder(origin.name, config.text.path or origin.path, replace(origin.settings, clean=clean))
+    except ValueError as error:
+        raise Refused(f"text.path: {error}") from error
+
+
+def encode_prompts(encoder: TextEncoder, prompts: list[str]) -> Text:
+    """Prompts -> their tokens, padded with zeros to the longest, and which of them are tokens."""
+    encoded = encoder.encode(prompts)
+    length = max(1, *(len(tokens) for tokens in encoded))
+    tokens = torch.zeros(len(prompts), length, encoder.dim)
+    mask = torch.zeros(len(prompts), length, dtype=torch.bool)
+    for place, found in enumerate(encoded):
+        tokens[place, : len(found)] = torch.from_numpy(found)
+        mask[place, : len(found)] = True
+    return Text(tokens, mask)
+
+
+def _negative(model: Any, encoder: TextEncoder, settings: SampleConfig) -> Text | None:
+    """What guidance steers away from, unless it is the null caption cut to the prompt's length."""
+    if settings.negative_prompt:
+        tokens, mask = encode_prompts(encoder, [settings.negative_prompt])
+        return Text(tokens[0], mask[0])
+    if settings.full_null:
+        null = model.null_text(model.config.max_text_tokens)  # (L, dim)
+        return Text(null, torch.ones(len(null), dtype=torch.bool))
+    return None
+
+
+@torch.inference_mode()
+def encode_references(vae: VideoVAE, settings: SampleConfig, height: int, width: int) -> list[Reference]:
+    """The images that [sample] names, as latents with their places."""
+    references = []
+    for path, start in ((settings.first_frame, 0), (settings.last_frame, -1)):
+        if path is not None:
+            image = torch.tensor(read_picture(path, height, width)).to(vae.device)  # (H, W, 3) uint8
+            pixels = rearrange(image, "h w c -> 1 c 1 h w").float() / 127.5 - 1
+            references.append(Reference(vae.encode(pixels)[0], start))
+    return references
 
 
 @torch.inference_mode()

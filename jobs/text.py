@@ -1,21 +1,23 @@
 """`text`: captions -> the text column, shard by shard, only where captions or encoder changed."""
 
+from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from cluster import runtime
-from jobs.config import RunConfig, configured_recipe
+from jobs.config import RunConfig, configured_recipe, describe_configured_text
 from jobs.plan import read_manifest, read_plan
 from jobs.progress import Events, progress, say
-from models.text import load_text_encoder
+from models.text.interface import TextDescription
 from pipeline.cache import sidecar_path
 from pipeline.errors import Refused
 from pipeline.index import merge_index
 from pipeline.plan import shards_of
 from pipeline.recipe import check_recipe
 from pipeline.records import TextSample
-from pipeline.text_column import TextShard, is_current, text_shard, write_text_shard
+from pipeline.text_column import TextShard, is_current, text_origin, text_shard, write_text_origin, write_text_shard
 
 
 def text(config: RunConfig) -> int:
@@ -26,26 +28,33 @@ def text(config: RunConfig) -> int:
     behind = [shard for shard in shards if not sidecar_path(cache.latents, shard).exists()]
     if behind or not shards:
         raise Refused(f"{cache.latents}: {len(behind)} of {len(shards)} planned shards are missing; run `encode` first")
-    encoder = load_text_encoder(config.text.encoder)
+    encoder = describe_configured_text(config)
+    origin = text_origin(encoder, config.text.path)
     column = cache.text(encoder.name)
     videos = {video.id: video for video in read_manifest(cache)}
-    works = [text_shard(cache, shard, videos, encoder) for shard in shards]
+    works = [text_shard(cache, shard, videos, origin.fingerprint) for shard in shards]
     stale = [work for work in works if not is_current(column, work)]
     if stale:
-        _write_shards(config, stale)
+        _write_shards(config, encoder, stale)
     merge_index(cache.text_index(encoder.name), column, shards, TextSample)
+    write_text_origin(cache, origin)
     captions = sum(len(set(work.captions)) for work in stale)
     Events(cache.events, "text").write("done", encoder=encoder.name, shards=len(stale), captions=captions)
     say(f"text: {len(stale)} shards with {captions} captions encoded, {len(works) - len(stale)} were current")
     return 0
 
 
-def _write_shards(config: RunConfig, works: list[TextShard]) -> None:
+def _write_shards(config: RunConfig, encoder: TextDescription, works: list[TextShard]) -> None:
     runtime.connect(config.cluster.address)
-    workers = min(len(works), runtime.count("GPU") or runtime.count_nodes())
+    num_gpus = runtime.count("GPU")
+    workers = min(len(works), num_gpus or runtime.count_nodes())
     actor: Any = TextWriter
+
+    def start_writer() -> Any:
+        return actor.options(num_gpus=min(1, num_gpus)).remote(encoder, config.cache.text(encoder.name))
+
     with progress("text", len(works), "shards") as bar:
-        for _ in runtime.share_out(lambda: actor.remote(config), workers, works):
+        for _ in runtime.share_out(start_writer, workers, works):
             bar.advance()
 
 
@@ -53,9 +62,9 @@ def _write_shards(config: RunConfig, works: list[TextShard]) -> None:
 class TextWriter:
     """Holds a text encoder and writes one shard's text at a time."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.encoder = load_text_encoder(config.text.encoder)
-        self.column = config.cache.text(self.encoder.name)
+    def __init__(self, encoder: TextDescription, column: Path) -> None:
+        self.encoder = encoder.load().to("cuda" if torch.cuda.is_available() else "cpu")
+        self.column = column
 
     def do(self, work: TextShard, upcoming: TextShard | None) -> None:
         """Write the text of `work`; there is nothing to prepare for the next."""

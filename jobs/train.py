@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from jobs.progress import Events, progress, say
 from models.diffusion.draws import draw, posterior_sample
 from models.diffusion.rectified_flow import add_noise, loss_per_sample, timestep_transform
 from models.dit import build_dit, save_dit
-from models.text import load_text_encoder
 from pipeline.errors import Refused
 from pipeline.loader import Batch, TrainingSet, load_batches, open_training_set
 from pipeline.recipe import Recipe, check_recipe, convertible_recipe
 from pipeline.schedule import Schedule
 from pipeline.storage import publish
+from pipeline.text_column import TextOrigin, read_text_origin
 
 
 def train(config: RunConfig) -> int:
@@ -33,6 +34,7 @@ def train(config: RunConfig) -> int:
     recipe = configured_recipe(config)
     stored = _stored_recipe(config, recipe)
     open_training_set(config.cache, recipe, config.text.encoder, stored)
+    text = _text_origin(config)
     _refuse_other_run(config)
     if _trained_steps(out) >= config.train.steps:
         say(f"train: {out} is trained for {_trained_steps(out)} steps already")
@@ -48,7 +50,7 @@ def train(config: RunConfig) -> int:
     with progress("train", config.train.steps, "steps") as bar, following(out / "metrics.jsonl", bar):
         launch.run_workers(
             train_worker,
-            {"config": config, "recipe": recipe, "stored": stored},
+            {"config": config, "recipe": recipe, "stored": stored, "text": text},
             num_workers=config.train.workers,
             cpus_per_worker=config.train.cpus_per_worker,
             use_gpu=use_gpu,
@@ -69,7 +71,8 @@ def train_worker(argument: dict[str, Any]) -> None:
 
     data = open_training_set(config.cache, argument["recipe"], config.text.encoder, argument["stored"])
     schedule = Schedule(data.samples, settings.batch, settings.seed)
-    engine = Engine(_build_model(config, data), settings, samples_per_rank=-(-settings.batch // world))
+    text: TextOrigin = argument["text"]
+    engine = Engine(_build_model(config, data, text), settings, samples_per_rank=-(-settings.batch // world))
     start = _resume(engine, settings.out)
     steps = range(start, settings.steps)
     batches = load_batches(data, schedule, steps, rank, world, settings.loader_workers)
@@ -97,7 +100,7 @@ def train_worker(argument: dict[str, Any]) -> None:
             engine.save(settings.out / "checkpoints", step + 1)
 
     if rank == 0:
-        save_trained(settings.out / "model", engine.model, config, data)
+        save_trained(settings.out / "model", engine.model, config, data, text)
     dist.barrier()
 
 
@@ -130,16 +133,28 @@ def _stored_recipe(config: RunConfig, recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _build_model(config: RunConfig, data: TrainingSet) -> Any:
+def _text_origin(config: RunConfig) -> TextOrigin:
+    """What made the cache's text; Refused where [text] asks for another one. The encoder itself is not needed."""
+    found = read_text_origin(config.cache, config.text.encoder)
+    for name in ("max_tokens", "clean", "dtype"):
+        made, wanted = getattr(found, name), getattr(config.text, name)
+        if wanted not in (made, None):
+            raise Refused(
+                f"{config.cache.text(found.name)}: made with text.{name} = {made}, the run wants {wanted}; "
+                f"run `text` again, or change it back"
+            )
+    return found
+
+
+def _build_model(config: RunConfig, data: TrainingSet, text: TextOrigin) -> Any:
     """The DiT with fresh weights, the same on every rank, shaped for the cache's latents and text."""
     torch.manual_seed(config.train.seed)
-    encoder = load_text_encoder(config.text.encoder)
     return build_dit(
         config.model.name,
         **{
             "in_channels": data.recipe.latent.channels,
-            "caption_channels": encoder.dim,
-            "max_text_tokens": encoder.max_tokens,
+            "caption_channels": text.dim,
+            "max_text_tokens": text.max_tokens,
             **config.model.overrides,
         },
     )
@@ -164,13 +179,13 @@ def _sum_over_ranks(value: Tensor) -> float:
     return float(total)
 
 
-def save_trained(folder: Path, model: Any, config: RunConfig, data: TrainingSet) -> None:
+def save_trained(folder: Path, model: Any, config: RunConfig, data: TrainingSet, text: TextOrigin) -> None:
     """The model as safetensors, with all that sampling needs beside it: recipe, text encoder, steps trained."""
     save_dit(model, folder)
     facts = {
         "steps": config.train.steps,
         "vae": config.recipe.vae,
-        "text_encoder": config.text.encoder,
+        "text": asdict(text),
         "timestep_transform": config.train.timestep_transform,
         "recipe": data.recipe.to_dict(),
     }
@@ -183,7 +198,10 @@ def _trained_steps(out: Path) -> int:
 
 
 # What must not change while a run is resumed: the order of the data, the model, and what it is trained on.
-FIXED = ("recipe", "text", "model", "train.batch", "train.seed", "train.caption_dropout", "train.timestep_transform")
+FIXED = (
+    *("recipe", "text.encoder", "text.max_tokens", "text.clean", "model"),
+    *("train.batch", "train.seed", "train.caption_dropout", "train.timestep_transform"),
+)
 
 
 def _refuse_other_run(config: RunConfig) -> None:

@@ -36,6 +36,10 @@ class Cache:
     def text_index(self, encoder: str) -> Path:
         return self.text(encoder) / "index.parquet"
 
+    def text_origin(self, encoder: str) -> Path:
+        """What made that encoder's column."""
+        return self.text(encoder) / "encoder.json"
+
     def plan(self, generation: int) -> Path:
         return self.root / "plan" / f"gen-{generation:04d}.parquet"
 

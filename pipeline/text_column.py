@@ -2,28 +2,58 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
-
+from models.latent_spec import Dtype
+from models.text.interface import TextDescription, TextEncoder, TextSettings
 from pipeline.cache import Cache, sidecar_path
 from pipeline.errors import Refused
 from pipeline.records import Sample, TextSample, Video
 from pipeline.sample import array_bytes
 from pipeline.shard import Member, Packed, is_committed, write_shard
+from pipeline.storage import publish
 from pipeline.tables import read_metadata, read_records
 
 
-class TextEncoder(Protocol):
-    """What the column needs of a text encoder."""
+@dataclass(frozen=True)
+class TextOrigin:
+    """What made a text column, as training and sampling need to know it; `encoder.json` beside its shards."""
 
     name: str
+    path: str | None  # of the weights
+    dim: int
+    max_tokens: int
+    dtype: Dtype | None
+    clean: bool  # whether captions were cleaned first
+    fingerprint: str
 
-    def fingerprint(self) -> str: ...
+    @property
+    def settings(self) -> TextSettings:
+        return TextSettings(self.max_tokens, self.dtype, self.clean)
 
-    def encode(self, captions: list[str]) -> list[np.ndarray]: ...
+
+def text_origin(description: TextDescription, path: str | None) -> TextOrigin:
+    """The origin of a column that this encoder writes."""
+    return TextOrigin(
+        description.name, path, description.dim, **asdict(description.settings), fingerprint=description.fingerprint()
+    )
+
+
+def write_text_origin(cache: Cache, origin: TextOrigin) -> None:
+    """State what made a column."""
+    publish(cache.text_origin(origin.name), (json.dumps(asdict(origin), indent=2) + "\n").encode())
+
+
+def read_text_origin(cache: Cache, encoder: str) -> TextOrigin:
+    """What made the column of that encoder; Refused where there is none."""
+    path = cache.text_origin(encoder)
+    if not path.exists():
+        raise Refused(f"{path}: not found; run `text` first, or set data.cache or text.encoder")
+    try:
+        return TextOrigin(**json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise Refused(f"{path}: not of this version ({error}); run `text` again") from error
 
 
 @dataclass(frozen=True)
@@ -36,8 +66,11 @@ class TextShard:
     facts: tuple[tuple[str, str], ...]
 
 
-def text_shard(cache: Cache, shard: str, videos: dict[str, Video], encoder: TextEncoder) -> TextShard:
-    """What the text of a shard should be: the keys of its latents, the manifest's captions of today."""
+def text_shard(cache: Cache, shard: str, videos: dict[str, Video], encoder: str) -> TextShard:
+    """What the text of a shard should be: the keys of its latents, the manifest's captions of today.
+
+    `encoder` is the fingerprint of the text encoder.
+    """
     sidecar = sidecar_path(cache.latents, shard)
     samples = read_records([sidecar], Sample)
     keys = tuple(sample.key for sample in samples)
@@ -46,7 +79,7 @@ def text_shard(cache: Cache, shard: str, videos: dict[str, Video], encoder: Text
     captions = tuple(videos[sample.video].caption for sample in samples)
     content = json.dumps([keys, captions]).encode()
     facts = {
-        "encoder": encoder.fingerprint(),
+        "encoder": encoder,
         "captions_sha256": hashlib.sha256(content).hexdigest(),
         "recipe": read_metadata(sidecar)["recipe"],
     }

@@ -81,5 +81,6 @@ def plain_loop(config: RunConfig) -> None:
     for clips in shards_of(read_plan(config.cache)).values():
         for clip in clips:
             chunks = [frames for _, _, frames in decode_clips(videos[clip.video], [clip], recipe.latent.chunk_frames)]
-            latents = np.concatenate(list(encode_chunks(vae, np.stack(chunks), [0] * len(chunks))), axis=1)  # (c, t, h, w)
+            encoded = encode_chunks(vae, np.stack(chunks), [0] * len(chunks))  # (chunks, c, t, h, w)
+            latents = np.concatenate(list(encoded), axis=1)  # (c, t, h, w)
             publish(config.cache.root / "plain" / f"{clip.key}.npy", array_bytes(latents))

@@ -12,7 +12,7 @@ from jobs.__main__ import app, main
 from jobs.mp4 import write_mp4
 from tests.test_end_to_end import moving_bar
 
-VERBS = ["init", "setup", "scan", "plan", "encode", "text", "train", "sample", "run", "demo"]
+VERBS = ["init", "setup", "scan", "plan", "encode", "text", "train", "sample", "vae", "run", "demo"]
 
 
 Call = Callable[..., int]

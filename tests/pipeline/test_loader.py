@@ -61,7 +61,7 @@ def write_cache(root: Path, shards: dict[str, tuple[int, int]], clips: int, reci
     }
     for number, (shard, bucket) in enumerate(shards.items()):
         write_latents(cache, shard, bucket, clips, number * clips, recipe)
-        write_text_shard(cache.text("bytes"), text_shard(cache, shard, videos, ENCODER), ENCODER)
+        write_text_shard(cache.text("bytes"), text_shard(cache, shard, videos, ENCODER.fingerprint()), ENCODER)
     merge_index(cache.index, cache.latents, list(shards), Sample)
     merge_index(cache.text_index("bytes"), cache.text("bytes"), list(shards), TextSample)
     return cache

@@ -52,7 +52,7 @@ class CountingEncoder(ByteEncoder):
 
 def write(cache: Cache, encoder: ByteEncoder, videos: dict[str, Video] = VIDEOS) -> Path:
     column = cache.text(encoder.name)
-    write_text_shard(column, text_shard(cache, SHARD, videos, encoder), encoder)
+    write_text_shard(column, text_shard(cache, SHARD, videos, encoder.fingerprint()), encoder)
     return column
 
 
@@ -90,24 +90,24 @@ def test_each_distinct_caption_is_encoded_once(cache: Cache) -> None:
 def test_text_is_current_until_a_caption_or_the_encoder_changes(cache: Cache) -> None:
     encoder = ByteEncoder(32)
     column = cache.text(encoder.name)
-    assert not is_current(column, text_shard(cache, SHARD, VIDEOS, encoder))
+    assert not is_current(column, text_shard(cache, SHARD, VIDEOS, encoder.fingerprint()))
     write(cache, encoder)
-    assert is_current(column, text_shard(cache, SHARD, VIDEOS, encoder))
+    assert is_current(column, text_shard(cache, SHARD, VIDEOS, encoder.fingerprint()))
     moved = {identity: replace(one, path="/elsewhere") for identity, one in VIDEOS.items()}
-    assert is_current(column, text_shard(cache, SHARD, moved, encoder))
+    assert is_current(column, text_shard(cache, SHARD, moved, encoder.fingerprint()))
     other = {**VIDEOS, "2": video("2", "a blue star")}
-    assert not is_current(column, text_shard(cache, SHARD, other, encoder))
+    assert not is_current(column, text_shard(cache, SHARD, other, encoder.fingerprint()))
     swapped = {**VIDEOS, "1": video("1", CAPTIONS["2"]), "2": video("2", CAPTIONS["1"])}
-    assert not is_current(column, text_shard(cache, SHARD, swapped, encoder))
-    assert not is_current(column, text_shard(cache, SHARD, VIDEOS, ByteEncoder(64)))
+    assert not is_current(column, text_shard(cache, SHARD, swapped, encoder.fingerprint()))
+    assert not is_current(column, text_shard(cache, SHARD, VIDEOS, ByteEncoder(64).fingerprint()))
     write(cache, encoder, other)
-    assert is_current(column, text_shard(cache, SHARD, other, encoder))
+    assert is_current(column, text_shard(cache, SHARD, other, encoder.fingerprint()))
 
 
 def test_a_caption_of_an_unused_video_changes_nothing(cache: Cache) -> None:
     encoder = ByteEncoder(32)
     column = write(cache, encoder)
-    assert is_current(column, text_shard(cache, SHARD, {**VIDEOS, "9": video("9", "new")}, encoder))
+    assert is_current(column, text_shard(cache, SHARD, {**VIDEOS, "9": video("9", "new")}, encoder.fingerprint()))
 
 
 def test_the_recipe_of_the_latents_travels_along(cache: Cache) -> None:
@@ -117,4 +117,4 @@ def test_the_recipe_of_the_latents_travels_along(cache: Cache) -> None:
 
 def test_a_video_that_left_the_manifest_is_refused(cache: Cache) -> None:
     with pytest.raises(Refused, match="manifest"):
-        text_shard(cache, SHARD, {"1": VIDEOS["1"], "2": VIDEOS["2"]}, ByteEncoder(32))
+        text_shard(cache, SHARD, {"1": VIDEOS["1"], "2": VIDEOS["2"]}, ByteEncoder(32).fingerprint())

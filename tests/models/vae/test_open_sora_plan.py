@@ -1,4 +1,4 @@
-"""Open-Sora-Plan's CausalVAE: the config decides what is computed, attention stays within a frame, norms do not."""
+"""Open-Sora-Plan's VAE: config.json decides what is computed, and its files load whole or not at all."""
 
 import json
 from argparse import Namespace
@@ -8,21 +8,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.vae import describe_vae, load_vae
-from models.vae.causal_attention import AttnBlock3D, AttnBlock3DFix
-from models.vae.causal_layers import (
-    CausalConv3d,
-    ResnetBlock2D,
-    ResnetBlock3D,
-    TimeDownsample2x,
-    TimeDownsampleRes2x,
-    TimeUpsample2x,
-    TimeUpsampleRes2x,
-    group_norm,
-)
-from models.vae.causal_vae import DOWNSAMPLERS, UPSAMPLERS, CausalVAE, CausalVAEConfig
+from models.vae.causal_vae import CausalVAE, CausalVAEConfig
 from models.vae.open_sora_plan import SAVED_BY_DIFFUSERS, known_fields
 
 THREE_D = ["ResnetBlock3D"] * 4
@@ -116,168 +105,6 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-# Attention
-
-
-def attend_to_itself(frames: Tensor) -> Tensor:
-    """Textbook attention within each frame (b, t, c, places), as queries, keys and values at once."""
-    weights = (frames.transpose(2, 3) @ frames / frames.shape[2] ** 0.5).softmax(dim=3)  # (b, t, places, places)
-    return frames @ weights.transpose(2, 3)
-
-
-@ignore_legacy
-@torch.no_grad()
-def test_attention_is_within_a_frame_and_the_legacy_block_reads_channels_as_frames():
-    x = noise(2, 64, 5, 3, 4)
-    b, c, t, h, w = x.shape
-    frames = x.permute(0, 2, 1, 3, 4)  # (b, t, c, h, w)
-    right = attend_to_itself(frames.reshape(b, t, c, h * w)).reshape(frames.shape).permute(0, 2, 1, 3, 4)
-    torch.testing.assert_close(AttnBlock3DFix(64).attend(x, x, x), right, atol=1e-6, rtol=0)
-    wrong = attend_to_itself(x.reshape(b, t, c, h * w)).reshape(x.shape)  # without moving t: the mistake
-    torch.testing.assert_close(AttnBlock3D(64).attend(x, x, x), wrong, atol=1e-6, rtol=0)
-    assert (right - wrong).abs().max() > 0.1
-
-
-@ignore_legacy
-@torch.no_grad()
-def test_a_frame_does_not_see_another_but_in_the_legacy_block_it_does():
-    x = noise(1, 32, 5, 3, 4)
-    torch.manual_seed(0)
-    right = AttnBlock3DFix(32, norm=lambda channels: nn.Identity())
-    legacy = AttnBlock3D(32, norm=lambda channels: nn.Identity())
-    legacy.load_state_dict(right.state_dict())
-    for frame in range(5):
-        other = x.clone()
-        other[:, :, frame] *= -1
-        rest = [t for t in range(5) if t != frame]
-        assert torch.equal(right(x)[:, :, rest], right(other)[:, :, rest])
-        assert not torch.equal(right(x)[:, :, frame], right(other)[:, :, frame])
-        assert (legacy(x) - legacy(other))[:, :, rest].abs().amax(dim=(0, 1, 3, 4)).min() > 1e-3
-
-
-@ignore_legacy
-@torch.no_grad()
-def test_an_image_cannot_tell_the_two_blocks_apart():
-    right, legacy = AttnBlock3DFix(32), AttnBlock3D(32)
-    legacy.load_state_dict(right.state_dict())
-    image = noise(2, 32, 1, 4, 5)
-    assert torch.equal(right(image), legacy(image))
-    assert (right(noise(2, 32, 5, 4, 5)) - legacy(noise(2, 32, 5, 4, 5))).abs().max() > 1e-3
-
-
-def test_the_legacy_block_warns_and_the_other_does_not(recwarn: pytest.WarningsRecorder):
-    AttnBlock3DFix(32)
-    assert not recwarn
-    with pytest.warns(UserWarning, match="mixes time into channels.*#171.*#257.*AttnBlock3DFix"):
-        AttnBlock3D(32)
-
-
-# Blocks
-
-
-@torch.no_grad()
-def test_norms_pool_over_time_in_3d_blocks_and_over_each_frame_in_2d_ones():
-    x = noise(2, 64, 5, 4, 4)
-    pooled = x.reshape(2, 32, -1)
-    expected = (pooled - pooled.mean(2, keepdim=True)) / (pooled.var(2, keepdim=True, unbiased=False) + 1e-6).sqrt()
-    torch.testing.assert_close(group_norm(64)(x), expected.reshape(x.shape), atol=1e-5, rtol=0)
-
-    flat, deep, louder = ResnetBlock2D(64, 32), ResnetBlock3D(64, 32), torch.cat([x[:, :, :4], 10 * x[:, :, 4:]], dim=2)
-    assert torch.equal(flat(x)[:, :, :4], flat(louder)[:, :, :4])
-    assert (deep(x) - deep(louder))[:, :, 0].abs().max() > 0.01
-    deep.norm1 = deep.norm2 = nn.Identity()
-    assert torch.equal(deep(x)[:, :, :4], deep(louder)[:, :, :4])
-
-
-@torch.no_grad()
-def test_a_causal_convolution_sees_this_frame_and_the_two_before_and_repeats_the_first():
-    conv, x = CausalConv3d(4, 4, 3, padding=1), noise(1, 4, 7, 5, 5)
-    for frame in range(7):
-        other = x.clone()
-        other[:, :, frame] += 1
-        seen = (conv(x) != conv(other)).flatten(3).any(3).any(1)[0]
-        assert seen.tolist() == [frame <= t <= frame + 2 for t in range(7)]
-    still = x[:, :, :1].repeat(1, 1, 7, 1, 1)
-    torch.testing.assert_close(conv(still), conv(x[:, :, :1]).repeat(1, 1, 7, 1, 1), atol=1e-6, rtol=0)
-
-
-def counting(frames: int) -> Tensor:
-    """Frame t is t everywhere: (1, 1, frames, 2, 2)."""
-    return torch.arange(float(frames))[None, None, :, None, None].expand(1, 1, -1, 2, 2).contiguous()
-
-
-def test_halving_time_averages_three_frames_the_first_repeated():
-    assert TimeDownsample2x(1)(counting(9))[0, 0, :, 0, 0].tolist() == [0, 1, 3, 5, 7]
-
-
-def test_doubling_time_keeps_the_first_frame_and_interpolates_the_others():
-    assert TimeUpsample2x(1)(counting(3))[0, 0, :, 0, 0].tolist() == [0, 1, 1.25, 1.75, 2]
-
-
-@torch.no_grad()
-def test_time_is_halved_and_doubled_with_a_learned_share_of_a_convolution():
-    for sampler, clip, without in (
-        (TimeDownsampleRes2x(1), counting(5), torch.tensor([0.0, 1, 3])),
-        (TimeUpsampleRes2x(1), counting(3), torch.tensor([0, 1, 1.25, 1.75, 2])),
-    ):
-        weight, bias = sampler.conv.parameters()
-        weight.zero_()
-        bias.fill_(10)
-        sampler.mix_factor.fill_(-1.0986123)  # whose sigmoid is 1/4
-        torch.testing.assert_close(sampler(clip)[0, 0, :, 0, 0], without / 4 + 7.5)
-
-
-@pytest.mark.parametrize("name", ["Downsample", "SpatialDownsample2x", "Spatial2xTime2x3DDownsample"])
-@torch.no_grad()
-def test_halving_space_pads_behind(name: str):
-    """A kernel of its first place alone takes every second place from the first, which padding before would shift."""
-    sampler, x = DOWNSAMPLERS[name](1), noise(1, 1, 5, 6, 8)
-    weight, bias = sampler.get_submodule("conv").parameters()
-    bias.zero_()
-    weight.zero_()
-    (weight[0, 0] if weight.ndim == 4 else weight[0, 0, -1])[0, 0] = 1  # in time the last place, the frame itself
-    assert torch.equal(sampler(x), x[:, :, :: sampler.factors[0], ::2, ::2])
-
-
-def test_doubling_space_repeats_or_interpolates():
-    row = torch.tensor([0.0, 1.0]).expand(1, 1, 3, 2, 2)
-    for name, doubled in (
-        ("Upsample", [0, 0, 1, 1]),
-        ("SpatialUpsample2x", [0, 0, 1, 1]),
-        ("Spatial2xTime2x3DUpsample", [0, 0.25, 0.75, 1]),
-    ):
-        sampler = UPSAMPLERS[name](1)
-        sampler.conv = nn.Identity()
-        assert sampler(row)[0, 0, -1, 0].tolist() == doubled
-
-
-@pytest.mark.parametrize("kind", [ResnetBlock2D, ResnetBlock3D])
-def test_a_residual_block_adds_its_input_to_two_activated_convolutions(kind: type[ResnetBlock3D]):
-    block, x = kind(32, 32), noise(1, 32, 3, 4, 4)
-    for name in ("norm1", "conv1", "norm2", "conv2"):
-        setattr(block, name, nn.Identity())
-    once = x * torch.sigmoid(x)
-    torch.testing.assert_close(block(x), x + once * torch.sigmoid(once))
-
-
-@pytest.mark.parametrize("name", [name for name in DOWNSAMPLERS if name])
-@torch.no_grad()
-def test_halving_keeps_the_first_frame_apart(name: str):
-    sampler = DOWNSAMPLERS[name](4)
-    t, h, w = sampler.factors
-    for frames in (1, 5, 9, 17):
-        assert sampler(noise(1, 4, frames, 8, 12)).shape == (1, 4, 1 + (frames - 1) // t, 8 // h, 12 // w)
-
-
-@pytest.mark.parametrize("name", [name for name in UPSAMPLERS if name])
-@torch.no_grad()
-def test_doubling_is_the_opposite(name: str):
-    sampler = UPSAMPLERS[name](4)
-    t, h, w = sampler.factors
-    for frames in (1, 2, 3, 5):
-        assert sampler(noise(1, 4, frames, 4, 6)).shape == (1, 4, 1 + (frames - 1) * t, 4 * h, 6 * w)
-
-
 # The layouts
 
 
@@ -306,6 +133,14 @@ def test_as_many_frames_come_back(tmp_path: Path, version: str, frames: int, lat
     assert decoded.shape == pixels.shape and decoded.isfinite().all()
 
 
+def test_quant_layers_stand_between_the_network_and_its_latents(tmp_path: Path):
+    config = small("v1.2", embed_dim=6, z_channels=4)
+    vae = load_vae("open-sora-plan", publish(tmp_path, config))
+    latents = vae.encode(noise(1, 3, 5, 16, 16))
+    assert latents.shape == (1, 6, 2, 2, 2)
+    assert vae.decode(latents, 5).shape == (1, 3, 5, 16, 16)
+
+
 @pytest.mark.parametrize("attention", BLOCKS)
 @pytest.mark.parametrize("version", PUBLISHED)
 @ignore_legacy
@@ -329,6 +164,8 @@ def test_both_kinds_of_file_load_as_they_were_saved(tmp_path: Path, version: str
         assert not vae.training and not any(p.requires_grad or p.is_meta for p in vae.parameters())
 
 
+@ignore_legacy
+@torch.no_grad()
 def test_the_attention_that_config_json_names_is_computed(tmp_path: Path):
     weights, pixels = weights_of(small("v1.2")), noise(1, 3, 17, 16, 16)
     right = load_vae("open-sora-plan", publish(tmp_path / "right", small("v1.2"), weights))
@@ -339,6 +176,13 @@ def test_the_attention_that_config_json_names_is_computed(tmp_path: Path):
     assert right.spec.config_sha256 != legacy.spec.config_sha256
     assert (right.encode(pixels) - legacy.encode(pixels)).abs().max() > 1e-5
     assert torch.equal(right.encode(pixels[:, :, :1]), legacy.encode(pixels[:, :, :1]))
+
+    folder = publish(tmp_path / "both", small("v1.2", decoder_attention="AttnBlock3D"), weights)
+    described = describe_vae("open-sora-plan", folder)
+    assert described.origins["attention"] == "AttnBlock3DFix and AttnBlock3D, by config.json"
+    both = described.load()
+    assert torch.equal(both.encode(pixels), right.encode(pixels))
+    assert torch.equal(both.decode(right.encode(pixels), 17), legacy.decode(right.encode(pixels), 17))
 
 
 def test_halving_time_elsewhere_loads_the_same_weights_but_is_another_vae(tmp_path: Path):
