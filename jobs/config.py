@@ -22,7 +22,7 @@ from models.text import TEXT_ENCODERS, describe_text_encoder
 from models.text.interface import TextDescription, TextSettings
 from models.vae import describe_vae
 from models.vae.description import DEFAULT_CHUNK_FRAMES, Asked, Description
-from models.vae.interface import MEMORY_BYTES, VideoVAE
+from models.vae.interface import VideoVAE
 from pipeline.cache import Cache
 from pipeline.errors import Refused
 from pipeline.recipe import Recipe, read_recipe
@@ -112,8 +112,8 @@ class EncodeConfig(Section):
     """Latents per shard; a shard is what is lost when a machine dies."""
     batch: Count = 8
     """Chunks that go to the VAE together."""
-    vae_bytes: Count = MEMORY_BYTES
-    """Memory for the VAE's activations; where chunks or frames need more, it takes fewer of them at once."""
+    vae_bytes: Count | None = None
+    """Memory for the VAE's activations, by which it takes frames; left out: 28 MiB on a CPU, 4 GiB on a GPU."""
     compile: bool = False
     """Compile the VAE's modules with torch.compile: slow to start, faster after."""
     encoders: Annotated[int, Field(ge=0)] = 0
@@ -146,6 +146,8 @@ class ModelConfig(Section):
     """A preset: stdit3-tiny, stdit3-xl/2 or stdit3-3b/2."""
     overrides: dict[str, int | float | bool] = {}
     """Fields of the preset to change, such as {depth = 8}."""
+    init: PathOrHub | None = None
+    """Weights to start from: a DiT's folder or hub id, ours or Open-Sora's, or a PixArt-Sigma checkpoint (a file)."""
 
 
 class TrainConfig(Section):

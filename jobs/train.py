@@ -19,7 +19,8 @@ from jobs.metrics import Metrics, following
 from jobs.progress import Events, progress, say
 from models.diffusion.draws import draw, posterior_sample
 from models.diffusion.rectified_flow import add_noise, loss_per_sample, timestep_transform
-from models.dit import build_dit, save_dit
+from models.dit import build_dit, load_dit, save_dit
+from models.dit.pixart import init_from_pixart
 from pipeline.errors import Refused
 from pipeline.loader import Batch, TrainingSet, load_batches, open_training_set
 from pipeline.recipe import Recipe, check_recipe, convertible_recipe
@@ -147,9 +148,9 @@ def _text_origin(config: RunConfig) -> TextOrigin:
 
 
 def _build_model(config: RunConfig, data: TrainingSet, text: TextOrigin) -> Any:
-    """The DiT with fresh weights, the same on every rank, shaped for the cache's latents and text."""
+    """The DiT, the same on every rank, shaped for the cache's latents and text, with the weights it starts from."""
     torch.manual_seed(config.train.seed)
-    return build_dit(
+    model = build_dit(
         config.model.name,
         **{
             "in_channels": data.recipe.latent.channels,
@@ -158,6 +159,18 @@ def _build_model(config: RunConfig, data: TrainingSet, text: TextOrigin) -> Any:
             **config.model.overrides,
         },
     )
+    if config.model.init is None:
+        return model
+    if Path(config.model.init).is_file():
+        report = init_from_pixart(model, config.model.init)
+        if dist.get_rank() == 0:
+            publish(config.train.out / "init.txt", f"{report}\n".encode())
+        return model
+    start = load_dit(config.model.init)
+    before, now = asdict(start.config), asdict(model.config)
+    if changed := [f"{name} is {before[name]}, not {now[name]}" for name in now if before[name] != now[name]]:
+        raise Refused(f"model.init: {config.model.init} is another model: {'; '.join(changed)}; set model.overrides")
+    return start
 
 
 def _checkpoints(out: Path) -> list[Path]:

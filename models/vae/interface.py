@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from models.latent_spec import LatentSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MEMORY_BYTES = 2 * 2**30  # for activations; see `items_at_once`
+# What activations may take at once, by device. A CPU is fastest with little, where its caches hold the maps of a layer
+# and the allocator keeps their memory: 4 frames at a time took half of 17's time (`python -m tests.benchmarks vae`).
+MEMORY_BYTES = {"cpu": 28 * 2**20, "cuda": 4 * 2**30}
 
 Generators = Sequence[torch.Generator]  # one per sample of a batch
 
@@ -27,7 +29,7 @@ class VideoVAE(nn.Module):
     spec: LatentSpec
     frame_step: int | None = None  # a chunk has 1 + frame_step * n frames; 1 = any number, None = the stride in time
     bytes_per_pixel: int = 0  # of activations while a chunk is encoded, per pixel of a frame; 0 = too few to mind
-    memory_bytes: int = MEMORY_BYTES  # of activations at once
+    memory_bytes: int | None = None  # of activations at once; None = as MEMORY_BYTES has it for the device
 
     def raw_moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (B, 3, F, H, W) of one chunk or a shorter one -> raw posterior mean and std (B, c, f, h, w).
@@ -55,6 +57,11 @@ class VideoVAE(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(chain(self.parameters(), self.buffers())).device
+
+    @property
+    def memory(self) -> int:
+        """Bytes for activations: decides how many chunks, and in two dimensions frames, go together."""
+        return self.memory_bytes or MEMORY_BYTES.get(self.device.type, MEMORY_BYTES["cuda"])
 
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (B, 3, T, H, W) in [-1, 1] -> posterior mean and std, both normalized, (B, c, t, h, w) float32.
@@ -150,7 +157,7 @@ class VideoVAE(nn.Module):
             )
 
     def _chunks_at_once(self, frame_pixels: int) -> int:
-        return items_at_once(self.bytes_per_pixel * self.spec.chunk_frames * frame_pixels, self.memory_bytes)
+        return items_at_once(self.bytes_per_pixel * self.spec.chunk_frames * frame_pixels, self.memory)
 
     def _by_chunk(
         self, video: Tensor, length: int, at_once: int, work: Callable[[Tensor, list[int]], Tensor]

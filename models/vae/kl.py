@@ -159,10 +159,10 @@ class FrameVAE(VideoVAE):
         self.kl = FrameAutoencoder(config)
 
     def raw_moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.kl.encode(pixels, self.memory_bytes)
+        return self.kl.encode(pixels, self.memory)
 
     def raw_decode(self, latents: Tensor, num_frames: int) -> Tensor:
-        return self.kl.decode(latents, self.memory_bytes)
+        return self.kl.decode(latents, self.memory)
 
     def modules_to_compile(self) -> list[nn.Module]:
         return self.kl.modules_to_compile()

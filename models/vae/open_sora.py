@@ -58,7 +58,7 @@ class OpenSoraVAE(VideoVAE):
 
     def raw_moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The moments that follow from the posterior mean of the 2-D latents, so that they do not depend on chance."""
-        mean, _ = self.spatial_vae.encode(pixels, self.memory_bytes)
+        mean, _ = self.spatial_vae.encode(pixels, self.memory)
         return self._encode_time(mean)
 
     def raw_sample(self, pixels: Tensor, generators: Generators) -> Tensor:
@@ -78,13 +78,13 @@ class OpenSoraVAE(VideoVAE):
 
     def sample_with(self, pixels: Tensor, spatial_noise: Tensor, temporal_noise: Tensor) -> Tensor:
         """Pixels (B, 3, F, H, W), float32 noise (B, 4, F, h, w) and (B, c, f, h, w) -> raw (B, c, f, h, w), float32."""
-        mean, std = self.spatial_vae.encode(pixels, self.memory_bytes)
+        mean, std = self.spatial_vae.encode(pixels, self.memory)
         mean, std = self._encode_time((mean.float() + std * spatial_noise).to(pixels.dtype))
         return mean.float() + std * temporal_noise
 
     def raw_decode(self, latents: Tensor, num_frames: int) -> Tensor:
         frames = self.temporal_vae.decode(latents, num_frames)  # (B, 4, num_frames, h, w)
-        return self.spatial_vae.decode(frames / BETWEEN, self.memory_bytes)
+        return self.spatial_vae.decode(frames / BETWEEN, self.memory)
 
     def modules_to_compile(self) -> list[nn.Module]:
         return [*self.spatial_vae.modules_to_compile(), self.temporal_vae.encoder, self.temporal_vae.decoder]

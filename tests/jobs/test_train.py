@@ -4,8 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from jobs.config import RunConfig
@@ -121,3 +123,62 @@ def test_a_cache_under_another_normalization_is_converted_where_the_run_says_so(
     trained = json.loads((tmp_path / "model" / "trained.json").read_text())
     assert trained["recipe"]["latent"]["scaling_factor"] == 2.0  # what the model's samples are to be decoded with
     assert losses(other)[0] > 0
+
+
+def started_from(config: RunConfig, path: Path, out: Path) -> dict[str, torch.Tensor]:
+    """The weights after a step too small to see, from those at `path`."""
+    model = config.model.model_copy(update={"init": str(path)})
+    train(changed(config.model_copy(update={"model": model}), out=out, steps=1, workers=1, lr=1e-20))
+    return load_file(out / "model" / "model.safetensors")
+
+
+def test_training_starts_from_the_weights_of_another_run(trained: RunConfig, tmp_path: Path) -> None:
+    before = load_file(trained.train.out / "model" / "model.safetensors")
+    after = started_from(trained, trained.train.out / "model", tmp_path)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_training_starts_from_an_image_model(trained: RunConfig, tmp_path: Path) -> None:
+    ours = load_file(trained.train.out / "model" / "model.safetensors")
+    theirs = {
+        name.replace("spatial_blocks.", "blocks."): tensor[:, :, 0] if name == "x_embedder.proj.weight" else tensor
+        for name, tensor in ours.items()
+        if not name.startswith(("temporal_blocks.", "fps_embedder.", "rope.")) and "_norm." not in name
+    }
+    torch.save({"state_dict": {name: tensor.clone() for name, tensor in theirs.items()}}, tmp_path / "pixart.pth")
+    after = started_from(trained, tmp_path / "pixart.pth", tmp_path / "run")
+    assert torch.equal(after["spatial_blocks.0.attn.qkv.weight"], ours["spatial_blocks.0.attn.qkv.weight"])
+    assert after["temporal_blocks.0.attn.proj.weight"].abs().max() < 1e-15  # the identity, and one such step
+    assert "kept fresh" in (tmp_path / "run" / "init.txt").read_text()
+
+
+def sampled(config: RunConfig, out: Path, **settings: object) -> np.ndarray:
+    """The first video that the trained model makes of two prompts, (T, H, W, 3)."""
+    shutil.copytree(config.train.out / "model", out / "model")
+    asked = {"prompts": ("a red circle moving left", "a blue square"), "steps": 3, "guidance": 2.0, **settings}
+    sample(changed(config.model_copy(update={"sample": config.sample.model_copy(update=asked)}), out=out))
+    return read_mp4(out / "samples" / "000.mp4")
+
+
+def test_a_given_first_frame_is_kept(trained: RunConfig, tmp_path: Path) -> None:
+    image = np.zeros((80, 100, 3), np.uint8)
+    image[:, 50:] = (250, 120, 20)  # right half; the crop to a square keeps the middle
+    Image.fromarray(image).save(tmp_path / "given.png")
+    frames = sampled(trained, tmp_path / "with", first_frame=tmp_path / "given.png").astype(float)
+    wanted = np.zeros((64, 64, 3))
+    wanted[:, 32:] = (250, 120, 20)
+    assert np.abs(frames[0] - wanted).mean() < 12  # what the VAE and the mp4 lose
+    assert np.abs(sampled(trained, tmp_path / "without")[0] - wanted).mean() > 40
+
+
+def test_guidance_can_be_away_from_something_else(trained: RunConfig, tmp_path: Path) -> None:
+    plain = sampled(trained, tmp_path / "plain").astype(int)
+    for number, settings in enumerate([{"negative_prompt": "a green triangle"}, {"full_null": True}]):
+        other = sampled(trained, tmp_path / str(number), **settings)
+        assert np.abs(other - plain).mean() > 0.5
+
+
+def test_a_picture_that_is_none_is_refused(trained: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(Refused, match=r"text\.png: cannot be read as an image.*give a png or jpeg"):
+        sampled(trained, tmp_path / "run", first_frame=tmp_path / "text.png")

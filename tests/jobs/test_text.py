@@ -1,0 +1,93 @@
+"""T5 goes the whole way: its embeddings in a column of their own, trained on, and used again for prompts."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.config import RunConfig
+from jobs.mp4 import read_mp4
+from jobs.sample import sample
+from jobs.text import text
+from jobs.train import train
+from models.text import load_text_encoder
+from pipeline.errors import Refused
+from pipeline.loader import ClipReader, open_training_set
+from pipeline.recipe import read_recipe
+from pipeline.schedule import Slot
+from pipeline.text_column import read_text_origin
+from tests.checkpoints import publish_t5
+from tests.conftest import digests
+
+
+@pytest.fixture(scope="module")
+def t5_config(cached: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A copy of the cache with a text column by a small T5."""
+    root = tmp_path_factory.mktemp("t5")
+    shutil.copytree(cached.data.cache, root / "cache")
+    published = publish_t5(root / "weights")
+    config = cached.model_copy(
+        update={
+            "data": cached.data.model_copy(update={"cache": root / "cache"}),
+            "text": cached.text.model_copy(update={"encoder": "t5", "path": str(published), "max_tokens": 24}),
+            "train": cached.train.model_copy(update={"out": root / "run", "steps": 1, "workers": 1}),
+            "sample": cached.sample.model_copy(update={"prompts": ("a red circle",), "steps": 2}),
+        }
+    )
+    text(config)
+    return config
+
+
+def test_the_column_holds_t5s_embeddings_and_says_what_made_it(t5_config: RunConfig) -> None:
+    origin = read_text_origin(t5_config.cache, "t5")
+    assert (origin.name, origin.dim, origin.max_tokens, origin.dtype, origin.clean) == ("t5", 16, 24, "float32", False)
+    encoder = load_text_encoder("t5", t5_config.text.path, origin.settings)
+    assert encoder.fingerprint() == origin.fingerprint
+    data = open_training_set(t5_config.cache, read_recipe(t5_config.data.cache), "t5")
+    _, _, tokens = ClipReader(data)[Slot(0, 1.0, 0)]
+    np.testing.assert_allclose(tokens, encoder.encode([data.texts["caption"][0].as_py()])[0], atol=2e-3)
+
+
+def test_text_that_is_current_is_left_alone(t5_config: RunConfig) -> None:
+    before = digests(t5_config.cache.text("t5"))
+    text(t5_config)
+    assert digests(t5_config.cache.text("t5")) == before
+
+
+def test_a_model_is_trained_on_it_and_sampled_with_it(t5_config: RunConfig) -> None:
+    train(t5_config)
+    trained = json.loads((t5_config.train.out / "model" / "trained.json").read_text())
+    assert trained["text"]["name"] == "t5" and trained["text"]["clean"] is False
+    sample(t5_config)
+    assert read_mp4(t5_config.train.out / "samples" / "000.mp4").shape == (17, 64, 64, 3)
+
+
+@pytest.mark.parametrize(("knob", "value"), [("clean", True), ("max_tokens", 12), ("dtype", "bfloat16")])
+def test_text_made_otherwise_than_the_run_says_is_refused(t5_config: RunConfig, knob: str, value: object) -> None:
+    other = t5_config.model_copy(update={"text": t5_config.text.model_copy(update={knob: value})})
+    with pytest.raises(Refused, match=rf"made with text\.{knob} = .*, the run wants {value}; run `text` again"):
+        train(other)
+
+
+def test_cleaning_makes_the_column_again_and_is_recorded(t5_config: RunConfig, tmp_path: Path) -> None:
+    shutil.copytree(t5_config.data.cache, tmp_path / "cache")
+    cleaned = t5_config.model_copy(
+        update={
+            "data": t5_config.data.model_copy(update={"cache": tmp_path / "cache"}),
+            "text": t5_config.text.model_copy(update={"clean": True}),
+        }
+    )
+    text(cleaned)
+    before, after = (read_text_origin(config.cache, "t5") for config in (t5_config, cleaned))
+    assert after == replace(before, clean=True, fingerprint=after.fingerprint)
+    assert after.fingerprint != before.fingerprint
+
+
+def test_training_without_text_says_what_to_run(cached: RunConfig, tmp_path: Path) -> None:
+    path = publish_t5(tmp_path / "weights")
+    other = cached.model_copy(update={"text": cached.text.model_copy(update={"encoder": "t5", "path": str(path)})})
+    with pytest.raises(Refused, match="run `text` first"):
+        train(other)
