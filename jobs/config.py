@@ -15,7 +15,8 @@ else:
 
 import torch
 
-from models.diffusion.rectified_flow import CHUNK_FRAMES, CHUNK_LATENTS
+from models.diffusion.masks import check_mixture
+from models.diffusion.rectified_flow import CHUNK_FRAMES, CHUNK_LATENTS, TimestepMethod
 from models.dit import DITS
 from models.latent_spec import Dtype, LatentSpec, Posterior
 from models.text import TEXT_ENCODERS, describe_text_encoder
@@ -57,6 +58,11 @@ def _known_encoder(name: str) -> str:
 
 def _known_dit(name: str) -> str:
     return _one_of(DITS, name)
+
+
+def _known_masks(mixture: dict[str, float]) -> dict[str, float]:
+    check_mixture(mixture)
+    return mixture
 
 
 def _one_of(known: Iterable[str], name: str) -> str:
@@ -172,6 +178,10 @@ class TrainConfig(Section):
     zero_stage: Literal[1, 2] = 2
     caption_dropout: Fraction = 0.1
     """Share of samples trained with the null caption, for guidance."""
+    timesteps: TimestepMethod = "logit-normal"
+    """How timesteps are drawn: logit-normal, uniform or discrete."""
+    masks: Annotated[dict[str, Fraction], AfterValidator(_known_masks)] = {}
+    """Shares of samples that are given some frames, such as {image_head = 0.05, random = 0.05}; the rest has none."""
     renormalize: bool = False
     """Read a cache whose recipe differs in scaling_factor, shift or scale only, converting to those of [recipe]."""
     timestep_transform: bool = True

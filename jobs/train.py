@@ -110,7 +110,16 @@ def compute_losses(engine: Engine, config: RunConfig, data: TrainingSet, batch: 
     settings = config.train
     mean, std = batch.latents.to(engine.device), None if batch.std is None else batch.std.to(engine.device)
     shape = tuple(mean.shape[1:])
-    drawn = draw(settings.seed, step, batch.positions.tolist(), shape, settings.caption_dropout, std is not None)
+    drawn = draw(
+        settings.seed,
+        step,
+        batch.positions.tolist(),
+        shape,
+        settings.caption_dropout,
+        posterior=std is not None,
+        masks=settings.masks,
+        timesteps=settings.timesteps,
+    )
     latents = posterior_sample(mean, std, drawn.posterior_noise)  # (B, c, t, h, w), another one at each step
     noise, timesteps = drawn.noise.to(engine.device), drawn.timesteps.to(engine.device)
     fps, height, width = batch.fps.to(engine.device), batch.height.to(engine.device), batch.width.to(engine.device)
@@ -121,9 +130,11 @@ def compute_losses(engine: Engine, config: RunConfig, data: TrainingSet, batch: 
     null = engine.model.null_text(text.shape[1]).to(text)  # (L, dim); keeps the caption's mask, as Open-Sora does
     text = torch.where(rearrange(drawn.drop_caption.to(engine.device), "b -> b 1 1"), null, text)
     text_mask = batch.text_mask.to(engine.device)
-    noisy = add_noise(latents, noise, timesteps)
-    prediction = engine(noisy, timesteps, text, text_mask, fps=fps, height=height, width=width)  # (B, 2c, t, h, w)
-    return loss_per_sample(prediction, latents, noise)
+    mask = None if drawn.mask is None else drawn.mask.to(engine.device)  # (B, t), False = given, at t = 0
+    noisy = add_noise(latents, noise, timesteps, mask)
+    conditions = {"fps": fps, "height": height, "width": width, **({} if mask is None else {"x_mask": mask})}
+    prediction = engine(noisy, timesteps, text, text_mask, **conditions)  # (B, 2c, t, h, w)
+    return loss_per_sample(prediction, latents, noise, mask)
 
 
 def _stored_recipe(config: RunConfig, recipe: Recipe) -> Recipe:
@@ -214,6 +225,7 @@ def _trained_steps(out: Path) -> int:
 FIXED = (
     *("recipe", "text.encoder", "text.max_tokens", "text.clean", "model"),
     *("train.batch", "train.seed", "train.caption_dropout", "train.timestep_transform"),
+    *("train.timesteps", "train.masks"),
 )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import webdataset
+from webdataset import WebDataset  # pyright: ignore[reportAttributeAccessIssue]
 
 from jobs.config import configured_recipe
 from jobs.encode import encode
@@ -47,7 +47,7 @@ def test_a_family_goes_the_whole_way(local_ray: None, few: Path, tmp_path: Path,
     fill_cache(config)
 
     spec, tars = configured_recipe(config).latent, sorted(config.cache.latents.rglob("*.tar"))
-    for found in webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False).decode():
+    for found in WebDataset([str(tar) for tar in tars], shardshuffle=False).decode():
         _, *shape = spec.latent_shape(found["json"]["num_frames"], 64, 64)
         latents = found["latent.npy"]
         assert latents.shape == (spec.stored_channels, *shape) and np.isfinite(latents).all() and latents.std() > 0

@@ -1,12 +1,14 @@
 """The random numbers of training: a function of (seed, step, position in the global batch), never of rank or worker."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from models.diffusion.rectified_flow import draw_timesteps
+from models.diffusion.masks import draw_mask
+from models.diffusion.rectified_flow import TimestepMethod, draw_timesteps
 
 
 @dataclass(frozen=True)
@@ -14,9 +16,10 @@ class Draws:
     """What one training step draws for its samples."""
 
     noise: Tensor  # (B, c, t, h, w) float32, normal
-    timesteps: Tensor  # (B,) float32 in 0..1000, logit-normal, before any transform
+    timesteps: Tensor  # (B,) float32 in 0..1000, before any transform
     drop_caption: Tensor  # (B,) bool
     posterior_noise: Tensor | None  # as noise, for a fresh posterior sample; None unless asked for
+    mask: Tensor | None  # (B, t) bool, False = a given frame; None where every frame is denoised
 
 
 def draw(
@@ -26,19 +29,23 @@ def draw(
     latent_shape: tuple[int, ...],
     caption_dropout: float,
     posterior: bool = False,
+    masks: Mapping[str, float] | None = None,
+    timesteps: TimestepMethod = "logit-normal",
 ) -> Draws:
     """Draw for the samples at `positions` of global batch `step`; on the CPU, so that every device sees the same.
 
-    With `posterior`, noise for a fresh posterior sample too; it is drawn last, so the others do not change with it.
+    With `posterior`, noise for a fresh posterior sample too; with `masks`, a mixture of them, which frames are given.
+    These are drawn last, so the others do not change with them.
     """
     generators = [generator(seed, step, position) for position in positions]
     return Draws(
         drop_caption=torch.cat([torch.rand(1, generator=one) for one in generators]) < caption_dropout,
-        timesteps=torch.cat([draw_timesteps(one) for one in generators]),
+        timesteps=torch.cat([draw_timesteps(one, method=timesteps) for one in generators]),
         noise=torch.stack([torch.randn(latent_shape, generator=one) for one in generators]),
         posterior_noise=(
             torch.stack([torch.randn(latent_shape, generator=one) for one in generators]) if posterior else None
         ),
+        mask=torch.stack([draw_mask(one, latent_shape[1], masks) for one in generators]) if masks else None,
     )
 
 

@@ -7,7 +7,7 @@ a batch its own.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from einops import rearrange, repeat
@@ -18,14 +18,14 @@ from models.diffusion.masks import frame_mask, masked_mean
 NUM_TIMESTEPS = 1000
 CHUNK_FRAMES, CHUNK_LATENTS = 17, 5
 
-METHODS = ("discrete", "uniform", "logit-normal")
+TimestepMethod = Literal["discrete", "uniform", "logit-normal"]
 
 
 def draw_timesteps(
     generator: torch.Generator,
     count: int = 1,
     *,
-    method: Literal["discrete", "uniform", "logit-normal"] = "logit-normal",
+    method: TimestepMethod = "logit-normal",
     loc: float = 0.0,
     scale: float = 1.0,
 ) -> Tensor:
@@ -41,7 +41,7 @@ def draw_timesteps(
         return torch.rand(count, **source, dtype=torch.float32) * NUM_TIMESTEPS
     if method == "logit-normal":
         return torch.sigmoid(loc + scale * torch.randn(count, **source, dtype=torch.float32)) * NUM_TIMESTEPS
-    raise ValueError(f"no timesteps are drawn by {method!r}; known are {', '.join(METHODS)}")
+    raise ValueError(f"no timesteps are drawn by {method!r}; known are {', '.join(get_args(TimestepMethod))}")
 
 
 def timestep_transform(

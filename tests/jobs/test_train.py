@@ -182,3 +182,12 @@ def test_a_picture_that_is_none_is_refused(trained: RunConfig, tmp_path: Path) -
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(Refused, match=r"text\.png: cannot be read as an image.*give a png or jpeg"):
         sampled(trained, tmp_path / "run", first_frame=tmp_path / "text.png")
+
+
+def test_given_frames_and_other_timesteps_are_trained_too(trained: RunConfig, tmp_path: Path) -> None:
+    masks = {"image_head": 0.5, "random": 0.5}
+    config = changed(trained, out=tmp_path, steps=2, workers=1, masks=masks, timesteps="uniform")
+    train(config)
+    assert len(losses(config)) == 2 and losses(config) != losses(trained)[:2]
+    with pytest.raises(Refused, match=r"train\.masks was .*, now \{\}; change it back"):
+        train(changed(config, steps=3, masks={}))

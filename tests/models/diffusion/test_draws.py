@@ -102,3 +102,15 @@ def test_cached_moments_give_another_sample_each_time() -> None:
     torch.testing.assert_close(sample, mean.float() + std.float() * first)
     assert sample.dtype == torch.float32 and not torch.equal(sample, posterior_sample(mean, std, second))
     assert torch.equal(posterior_sample(mean, None, None), mean.float())
+
+
+def test_masks_are_drawn_last_and_only_when_asked() -> None:
+    without, with_them = draw(3, 5, [0, 4], SHAPE, 0.5), draw(3, 5, [0, 4], SHAPE, 0.5, masks={"image_head": 1.0})
+    assert without.mask is None and with_them.mask is not None
+    assert all(torch.equal(a, b) for a, b in zip(parts(without), parts(with_them)))
+    assert with_them.mask.tolist() == [[False, *[True] * (SHAPE[1] - 1)]] * 2
+
+
+def test_timesteps_are_drawn_as_asked() -> None:
+    discrete = draw(3, 5, list(range(50)), SHAPE, 0.5, timesteps="discrete").timesteps
+    assert torch.equal(discrete, discrete.round()) and discrete.max() < 1000

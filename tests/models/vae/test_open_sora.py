@@ -146,12 +146,12 @@ def test_pairs_of_channels_become_frames() -> None:
 
 def test_the_parts_stand_in_this_order_with_the_factor_between_them(vae: OpenSoraVAE) -> None:
     pixels = noise(1, 3, 17, 16, 16)
-    frames, _ = vae.spatial_vae.encode(pixels, vae.memory_bytes)
+    frames, _ = vae.spatial_vae.encode(pixels, vae.memory)
     mean, logvar = vae.temporal_vae.encode(frames * 0.18215)
     found, std = vae.raw_moments(pixels)
     assert torch.equal(found, mean) and torch.equal(std, (0.5 * logvar).exp())
     frames = vae.temporal_vae.decode(mean, 17) / 0.18215
-    torch.testing.assert_close(vae.raw_decode(mean, 17), vae.spatial_vae.decode(frames, vae.memory_bytes), **CLOSE)
+    torch.testing.assert_close(vae.raw_decode(mean, 17), vae.spatial_vae.decode(frames, vae.memory), **CLOSE)
     assert BETWEEN == 0.18215 and vae.spec.scaling_factor == 1
 
 
@@ -171,7 +171,7 @@ def test_noise_is_drawn_of_the_frames_and_then_of_the_latents(vae: OpenSoraVAE) 
     pixels, spec = noise(1, 3, 17, 16, 24), vae.spec
     (generator,) = seeded(1)
     spatial, temporal = (torch.randn(1, *shape, generator=generator) for shape in ((4, 17, 2, 3), (4, 5, 2, 3)))
-    mean, std = vae.spatial_vae.encode(pixels, vae.memory_bytes)
+    mean, std = vae.spatial_vae.encode(pixels, vae.memory)
     mean, logvar = vae.temporal_vae.encode((mean + std * spatial) * BETWEEN)
     raw = mean + (0.5 * logvar).exp() * temporal
     torch.testing.assert_close(vae.sample_with(pixels, spatial, temporal), raw, **CLOSE)

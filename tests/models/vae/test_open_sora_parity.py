@@ -74,7 +74,7 @@ def noise_of(recorded: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
 @pytest.mark.parametrize("case", CASES)
 def test_2d_latents(recording: dict[str, Any], vae: OpenSoraVAE, case: str) -> None:
     recorded = recording["vae"]["cases"][case]
-    mean, _ = vae.spatial_vae.encode(recorded["x"], vae.memory_bytes)
+    mean, _ = vae.spatial_vae.encode(recorded["x"], vae.memory)
     torch.testing.assert_close(mean * BETWEEN, recorded["x_z_mode"], **CLOSE)
 
 
