@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from jobs.config import RunConfig
+from jobs.config import RunConfig, describe_configured_text
 from jobs.encode import encode
 from jobs.plan import plan
 from jobs.sample import sample
 from jobs.scan import scan
 from jobs.text import text
-from jobs.train import train
+from jobs.train import check_init, train
 from pipeline.quarantine import read_quarantine
 
 STEPS: dict[str, Callable[[RunConfig], int]] = {
@@ -23,6 +23,8 @@ STEPS: dict[str, Callable[[RunConfig], int]] = {
 
 def run(config: RunConfig) -> int:
     """Scan, plan, encode, text, train, sample. Returns how many inputs are in the quarantine."""
+    describe_configured_text(config)  # what later steps need is looked for before the first begins
+    check_init(config)
     for step in STEPS.values():
         step(config)
     return len(read_quarantine(config.cache))

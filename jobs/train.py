@@ -21,6 +21,7 @@ from models.diffusion.draws import draw, posterior_sample
 from models.diffusion.rectified_flow import add_noise, loss_per_sample, timestep_transform
 from models.dit import build_dit, load_dit, save_dit
 from models.dit.pixart import init_from_pixart
+from models.hub import locate
 from pipeline.errors import Refused
 from pipeline.loader import Batch, TrainingSet, load_batches, open_training_set
 from pipeline.recipe import Recipe, check_recipe, convertible_recipe
@@ -36,6 +37,7 @@ def train(config: RunConfig) -> int:
     stored = _stored_recipe(config, recipe)
     open_training_set(config.cache, recipe, config.text.encoder, stored)
     text = _text_origin(config)
+    check_init(config)
     _refuse_other_run(config)
     if _trained_steps(out) >= config.train.steps:
         say(f"train: {out} is trained for {_trained_steps(out)} steps already")
@@ -156,6 +158,15 @@ def _text_origin(config: RunConfig) -> TextOrigin:
                 f"run `text` again, or change it back"
             )
     return found
+
+
+def check_init(config: RunConfig) -> None:
+    """Refuse `model.init` where there is nothing, before any worker starts."""
+    if config.model.init is not None:
+        try:
+            locate(config.model.init, ["config.json", "model.safetensors"])
+        except ValueError as error:
+            raise Refused(f"model.init: {error}") from error
 
 
 def _build_model(config: RunConfig, data: TrainingSet, text: TextOrigin) -> Any:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from jobs.config import RunConfig
 from jobs.metrics import read_metrics
 from jobs.mp4 import read_mp4
+from jobs.run import run
 from jobs.sample import sample
 from jobs.train import train
 from models.dit import load_dit
@@ -191,3 +192,22 @@ def test_given_frames_and_other_timesteps_are_trained_too(trained: RunConfig, tm
     assert len(losses(config)) == 2 and losses(config) != losses(trained)[:2]
     with pytest.raises(Refused, match=r"train\.masks was .*, now \{\}; change it back"):
         train(changed(config, steps=3, masks={}))
+
+
+@pytest.mark.parametrize(
+    ("section", "updates", "message"),
+    [
+        ("text", {"encoder": "t5"}, "text: t5 has weights"),
+        ("model", {"init": "/nowhere"}, "model.init: /nowhere: no such"),
+    ],
+)
+def test_a_run_looks_for_what_it_will_need_before_it_begins(
+    cached: RunConfig, tmp_path: Path, section: str, updates: dict[str, str], message: str
+) -> None:
+    changes = {
+        section: getattr(cached, section).model_copy(update=updates),
+        "data": cached.data.model_copy(update={"cache": tmp_path / "cache"}),
+    }
+    with pytest.raises(Refused, match=message):
+        run(cached.model_copy(update=changes))
+    assert not (tmp_path / "cache").exists()

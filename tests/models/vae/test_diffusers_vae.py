@@ -230,7 +230,8 @@ def test_two_chunks_are_encoded_and_decoded_independently(loaded: Loaded, name: 
     torch.testing.assert_close(together[:, :, latents:], vae.encode(pixels[:, :, frames:]), **CLOSE)
     decoded = vae.decode(together, 2 * frames)
     assert decoded.shape == pixels.shape
-    torch.testing.assert_close(decoded[:, :, frames:], vae.decode(together[:, :, latents:], frames), **CLOSE)
+    alone = vae.decode(together[:, :, latents:], frames)
+    torch.testing.assert_close(decoded[:, :, frames:], alone, atol=1e-4, rtol=0)  # a batch of two rounds otherwise
 
 
 @pytest.mark.parametrize("name", NAMES)
