@@ -11,7 +11,7 @@ from models.latent_spec import LatentSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What activations may take at once, by device. A CPU is fastest with little, where its caches hold the maps of a layer
-# and the allocator keeps their memory: 4 frames at a time took half of 17's time (`python -m tests.benchmarks vae`).
+# and the allocator keeps their memory: 17 frames at once took 2.8 times as long as by fours (LOG.md).
 MEMORY_BYTES = {"cpu": 28 * 2**20, "cuda": 4 * 2**30}
 
 Generators = Sequence[torch.Generator]  # one per sample of a batch
