@@ -21,7 +21,7 @@ from models.diffusion.guidance import guided
 from models.diffusion.rectified_flow import euler_timesteps, sample_euler, timestep_transform
 from models.dit import load_dit
 from models.latent_spec import LatentSpec
-from models.text import load_text_encoder
+from models.text import describe_text_encoder, load_text_encoder
 from models.text.interface import TextEncoder
 from models.vae.interface import VideoVAE
 from models.weights import file_sha256
@@ -123,9 +123,16 @@ def generate(
 def load_sampling_encoder(config: RunConfig, trained: dict[str, Any]) -> TextEncoder:
     """The text encoder that the model was trained with, its weights where [text] says or where they then were."""
     origin = TextOrigin(**trained["text"])
+    path = config.text.path or origin.path
     clean = origin.clean if config.sample.clean is None else config.sample.clean
     try:
-        return load_text_encoder(origin.name, config.text.path or origin.path, replace(origin.settings, clean=clean))
+        found = describe_text_encoder(origin.name, path, origin.settings).fingerprint()
+        if found != origin.fingerprint:
+            raise ValueError(
+                f"{path} is another {origin.name} ({found[:16]}) than the model was trained with "
+                f"({origin.fingerprint[:16]}); give that one"
+            )
+        return load_text_encoder(origin.name, path, replace(origin.settings, clean=clean))
     except ValueError as error:
         raise Refused(f"text.path: {error}") from error
 

@@ -41,8 +41,10 @@ def text_origin(description: TextDescription, path: str | None) -> TextOrigin:
 
 
 def write_text_origin(cache: Cache, origin: TextOrigin) -> None:
-    """State what made a column."""
-    publish(cache.text_origin(origin.name), (json.dumps(asdict(origin), indent=2) + "\n").encode())
+    """State what made a column; a file that says so already is left alone."""
+    path, content = cache.text_origin(origin.name), (json.dumps(asdict(origin), indent=2) + "\n").encode()
+    if not path.exists() or path.read_bytes() != content:
+        publish(path, content)
 
 
 def read_text_origin(cache: Cache, encoder: str) -> TextOrigin:

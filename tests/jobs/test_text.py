@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from jobs.config import RunConfig
 from jobs.mp4 import read_mp4
@@ -52,9 +53,11 @@ def test_the_column_holds_t5s_embeddings_and_says_what_made_it(t5_config: RunCon
 
 
 def test_text_that_is_current_is_left_alone(t5_config: RunConfig) -> None:
-    before = digests(t5_config.cache.text("t5"))
+    files = sorted(t5_config.cache.text("t5").rglob("*.*"))
+    before, times = digests(t5_config.cache.text("t5")), [path.stat().st_mtime_ns for path in files]
     text(t5_config)
     assert digests(t5_config.cache.text("t5")) == before
+    assert [path.stat().st_mtime_ns for path in files] == times
 
 
 def test_a_model_is_trained_on_it_and_sampled_with_it(t5_config: RunConfig) -> None:
@@ -63,6 +66,20 @@ def test_a_model_is_trained_on_it_and_sampled_with_it(t5_config: RunConfig) -> N
     assert trained["text"]["name"] == "t5" and trained["text"]["clean"] is False
     sample(t5_config)
     assert read_mp4(t5_config.train.out / "samples" / "000.mp4").shape == (17, 64, 64, 3)
+
+    weights = shutil.copytree(str(t5_config.text.path), t5_config.train.out / "other")
+    tensors = load_file(weights / "model.safetensors")
+    name = "encoder.final_layer_norm.weight"
+    save_file({**tensors, name: tensors[name].clone() * 2}, weights / "new.safetensors")
+    (weights / "new.safetensors").replace(weights / "model.safetensors")
+    other = t5_config.model_copy(
+        update={
+            "text": t5_config.text.model_copy(update={"path": str(weights)}),
+            "sample": t5_config.sample.model_copy(update={"seed": 1}),
+        }
+    )
+    with pytest.raises(Refused, match="is another t5 .* than the model was trained with"):
+        sample(other)
 
 
 @pytest.mark.parametrize(("knob", "value"), [("clean", True), ("max_tokens", 12), ("dtype", "bfloat16")])
