@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,9 +24,10 @@ from models.text.interface import TextDescription, TextSettings
 from models.vae import describe_vae
 from models.vae.description import DEFAULT_CHUNK_FRAMES, Asked, Description
 from models.vae.interface import VideoVAE
+from pipeline.bucket import resolve_buckets
 from pipeline.cache import Cache
 from pipeline.errors import Refused
-from pipeline.recipe import Recipe, read_recipe
+from pipeline.recipe import Recipe, Scenes, Tail, read_recipe
 from pipeline.text_column import read_text_origin
 
 
@@ -42,7 +43,13 @@ def _vae_name(name: str) -> str:
     return f"{family}:{_path_or_hub(argument)}" if colon else name
 
 
+def _local_or_uri(text: str) -> str:
+    """A local path made absolute, or s3://... and gs://... as they are."""
+    return text if "://" in text else str(Path(text).expanduser().absolute())
+
+
 PathHere = Annotated[Path, AfterValidator(Path.absolute)]  # relative paths start where the command was given
+PathOrUri = Annotated[str, BeforeValidator(str), AfterValidator(_local_or_uri)]
 PathOrHub = Annotated[str, AfterValidator(_path_or_hub)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -78,12 +85,25 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    source: PathHere = Path("videos")
-    """A folder of videos (a caption for a.mp4 in a.txt), or a csv, jsonl or parquet table of path and caption."""
+    source: PathOrUri = "videos"
+    """A folder of videos and images (a caption for a.mp4 in a.txt), or a csv, jsonl or parquet table of path and
+    caption (or text) and columns of your own; s3://... and gs://... too."""
     cache: PathHere = Path("cache")
     """Where manifest, plan, latents, text and index are written."""
     caption_from_name: bool = False
     """For videos of a folder without a caption file: use the words of the file name."""
+    images: bool = True
+    """Take images of a folder too, as videos of one frame."""
+    identity: Literal["fast", "full"] = "fast"
+    """What makes two files the same: fast = size, first and last MiB; full = every byte."""
+    deadline_s: Annotated[float, Field(gt=0)] = 120.0
+    """A video is given up when reading it takes longer than this and ten times its own duration."""
+    reader_bytes: Count = 4 * 2**30
+    """Memory of one process that reads videos; a video that needs more is given up."""
+    reader_videos: Count = 200
+    """Videos that one such process reads before a fresh one takes its place."""
+    max_bad_fraction: Fraction = 0.1
+    """Stop when more than this share of the videos is bad (at least 20 of them): then it is not the videos."""
 
 
 class RecipeConfig(Section):
@@ -105,16 +125,29 @@ class RecipeConfig(Section):
     """Frames encoded together: 17 = 1+4+4+4+4 frames become 1+4 latents."""
     fps: Annotated[float, Field(gt=0)] = 24.0
     """Videos are sampled at this rate, or at their own where that is lower."""
-    buckets: Annotated[tuple[tuple[int, int], ...], Field(min_length=1)] = ((256, 256),)
-    """(height, width) pairs; a video goes to the one of the nearest aspect ratio."""
+    buckets: Annotated[tuple[tuple[int, int] | str, ...], Field(min_length=1)] = ((256, 256),)
+    """(height, width) pairs, or sets by name: 144p 240p 256 360p 480p 512 720p 1024 1080p, in Open-Sora's aspect ratios.
+    A video goes to the one of the nearest aspect ratio, the largest that fits."""
+    upscale: Annotated[float, Field(ge=1)] = 1.0
+    """Enlarge frames by this factor at the most; a video too small for every bucket is set aside."""
+    min_chunks: Count = 1
+    """The shortest clip, in chunks."""
     max_chunks: Count = 4
     """The longest clip, in chunks."""
-    tail: Literal["drop"] = "drop"
-    """What becomes of the frames behind a video's last whole chunk."""
+    tail: Tail = "drop"
+    """The frames behind the last whole chunk: drop, pad (repeat the last one, not trained on) or overlap (one more clip
+    that ends on the last one)."""
+    scenes: Scenes = "adaptive"
+    """How cuts are found, which no clip crosses: content or adaptive (PySceneDetect), or off."""
+    scene_threshold: Annotated[float, Field(gt=0)] | None = None
+    """The detector's threshold, instead of its default (27 for content, 3 for adaptive)."""
+    filter: str = ""
+    """What is worth encoding, such as "luminance > 0.05 and motion > 0.002 and aesthetic >= 5": by columns of scenes,
+    of videos and of your table."""
 
 
 class EncodeConfig(Section):
-    shard_bytes: Count = 256 * 2**20
+    shard_bytes: Count = 10**9
     """Latents per shard; a shard is what is lost when a machine dies."""
     batch: Count = 8
     """Chunks that go to the VAE together."""
@@ -129,7 +162,7 @@ class EncodeConfig(Section):
     decode_tasks: Count = 2
     """Decode tasks per encoder that run at once, one CPU each."""
     frames_per_task: Count = 2000
-    """Frames that one decode task is given, unless a single video has more."""
+    """Frames that one decode task is given, unless a single clip has more."""
     decode_ahead_bytes: Count = 2**30
     """Decoded frames that wait for an encoder, at the most."""
 
@@ -182,6 +215,8 @@ class TrainConfig(Section):
     """How timesteps are drawn: logit-normal, uniform or discrete."""
     masks: Annotated[dict[str, Fraction], AfterValidator(_known_masks)] = {}
     """Shares of samples that are given some frames, such as {image_head = 0.05, random = 0.05}; the rest has none."""
+    filter: str = ""
+    """What is worth training on: as recipe.filter, and by columns of the index, as "not static and num_chunks > 1"."""
     renormalize: bool = False
     """Read a cache whose recipe differs in scaling_factor, shift or scale only, converting to those of [recipe]."""
     timestep_transform: bool = True
@@ -367,7 +402,18 @@ def describe_configured_text(config: RunConfig) -> TextDescription:
 def make_recipe(config: RunConfig, spec: LatentSpec) -> Recipe:
     """What the cache is made of, by [recipe] and the VAE's own spec."""
     asked = config.recipe
-    return Recipe(spec, asked.fps, asked.buckets, asked.max_chunks, asked.tail)
+    return Recipe(
+        latent=spec,
+        fps=asked.fps,
+        buckets=resolve_buckets(asked.buckets, spec.stride[1:]),
+        max_chunks=asked.max_chunks,
+        tail=asked.tail,
+        min_chunks=asked.min_chunks,
+        upscale=asked.upscale,
+        scenes=asked.scenes,
+        scene_threshold=asked.scene_threshold,
+        filter=asked.filter,
+    )
 
 
 def configured_recipe(config: RunConfig) -> Recipe:
@@ -383,7 +429,7 @@ def template() -> str:
         section: Any = field.annotation
         for key, knob in section.model_fields.items():
             value = _toml(knob.default)
-            comment = f"  # {knob.description}" if knob.description else ""
+            comment = f"  # {' '.join(knob.description.split())}" if knob.description else ""
             lines.append(f"{key} = {value}{comment}" if value else f"# {key} = ...{comment}")
         lines.append("")
     return "\n".join(lines)

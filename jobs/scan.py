@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 from jobs.config import RunConfig
 from jobs.progress import Events, progress, say
@@ -20,7 +21,7 @@ def scan(config: RunConfig) -> int:
     """
     cache = config.cache
     events = Events(cache.events, "scan")
-    sources, passed_over = list_sources(config.data.source, config.data.caption_from_name)
+    sources, passed_over = list_sources(Path(config.data.source), config.data.caption_from_name)
     known = _known(cache)
     videos: list[Video] = []
     bad: list[Quarantined] = []

@@ -236,7 +236,7 @@ def _trained_steps(out: Path) -> int:
 FIXED = (
     *("recipe", "text.encoder", "text.max_tokens", "text.clean", "model"),
     *("train.batch", "train.seed", "train.caption_dropout", "train.timestep_transform"),
-    *("train.timesteps", "train.masks"),
+    *("train.timesteps", "train.masks", "train.filter"),
 )
 
 

@@ -6,6 +6,11 @@ from collections.abc import Sequence
 SAME_ASPECT = 0.02  # difference of the logarithms of two aspect ratios
 
 
+def resolve_buckets(asked: Sequence[tuple[int, int] | str], stride: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """Sizes and names of sets -> sizes; ValueError where a name is not known."""
+    return tuple(bucket for bucket in asked if not isinstance(bucket, str))
+
+
 def choose_bucket(height: int, width: int, buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """The bucket of the nearest aspect ratio; of several the largest that needs no upscaling, else the smallest.
 

@@ -19,6 +19,20 @@ class Cache:
         return self.root / "manifest" / "part-00000.parquet"
 
     @property
+    def scenes(self) -> Path:
+        """The scenes of the manifest's videos."""
+        return self.root / "manifest" / "scenes.parquet"
+
+    @property
+    def tombstones(self) -> Path:
+        """The planned videos that have left the source; missing where none has."""
+        return self.root / "plan" / "tombstones.parquet"
+
+    @property
+    def forecast(self) -> Path:
+        return self.root / "forecast.json"
+
+    @property
     def index(self) -> Path:
         return self.root / "index.parquet"
 

@@ -6,4 +6,14 @@ class Refused(ValueError):
 
 
 class BadVideo(Exception):
-    """A video that cannot be used. The message is the reason that the quarantine keeps."""
+    """A video that cannot be used. The message is the reason that the quarantine keeps.
+
+    `stderr` holds the last lines that its decoder wrote, where there are any.
+    """
+
+    def __init__(self, reason: str, stderr: str = "") -> None:
+        super().__init__(reason)
+        self.stderr = stderr
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.stderr)

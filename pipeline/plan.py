@@ -70,9 +70,13 @@ def _cut(video: Video, recipe: Recipe) -> tuple[list[Clip], str, Account]:
             video=video.id,
             first_frame=first_frame,
             num_chunks=num_chunks,
+            num_frames=num_chunks * chunk_frames,
+            valid_frames=num_chunks * chunk_frames,
             fps=fps,
             height=bucket[0],
             width=bucket[1],
+            scene_start_s=video.start_s,
+            scene_end_s=video.end_s,
         )
         for first_frame, num_chunks in pieces
     ]
@@ -86,8 +90,7 @@ def clip_key(video: str, first_frame: int, bucket: tuple[int, int]) -> str:
 
 def latent_bytes(clip: Clip, recipe: Recipe) -> int:
     """Size of a clip's latents in the cache."""
-    num_frames = clip.num_chunks * recipe.latent.chunk_frames
-    _, *shape = recipe.latent.latent_shape(num_frames, clip.height, clip.width)  # (t, h, w)
+    _, *shape = recipe.latent.latent_shape(clip.num_frames, clip.height, clip.width)  # (t, h, w)
     return LATENT_ITEM_BYTES * recipe.latent.stored_channels * prod(shape)
 
 

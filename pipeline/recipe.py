@@ -10,7 +10,8 @@ from models.latent_spec import LatentSpec
 from pipeline.errors import Refused
 from pipeline.storage import publish
 
-Tail = Literal["drop"]
+Tail = Literal["drop", "pad", "overlap"]
+Scenes = Literal["content", "adaptive", "off"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,12 @@ class Recipe:
     fps: float  # clips are sampled at this rate, or at the video's own where that is lower
     buckets: tuple[tuple[int, int], ...]  # (height, width) in pixels
     max_chunks: int  # of one clip
-    tail: Tail  # what becomes of the frames behind the last whole chunk
+    tail: Tail = "drop"  # what becomes of the frames behind the last whole chunk
+    min_chunks: int = 1
+    upscale: float = 1.0  # frames are enlarged by this factor at the most
+    scenes: Scenes = "off"  # how cuts are found, which no clip crosses
+    scene_threshold: float | None = None  # of the detector; None = its own default
+    filter: str = ""  # scenes that are kept, by their columns and their video's
     dtype: Literal["float16"] = "float16"  # of the cached latents
     frames: str = "nearest presentation timestamp"
     resize: str = "cover, bicubic, centre crop"

@@ -12,7 +12,7 @@ from pipeline.errors import Refused
 from pipeline.storage import publish
 
 Record = TypeVar("Record")
-ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
 def schema_of(record_type: type, metadata: Mapping[str, str] | None = None) -> pa.Schema:

@@ -76,7 +76,9 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Video:
 
 
 def clip_of(video: Video, first_frame: int, num_chunks: int, fps: float, bucket: tuple[int, int]) -> Clip:
-    return Clip(clip_key(video.id, first_frame, bucket), "s", video.id, first_frame, num_chunks, fps, *bucket)
+    frames, key = num_chunks * CHUNK, clip_key(video.id, first_frame, bucket)
+    scene = (video.start_s, video.end_s)
+    return Clip(key, "s", video.id, first_frame, num_chunks, frames, frames, fps, *bucket, *scene)
 
 
 def by_time(video: Video, wanted_s: list[float], bucket: tuple[int, int]) -> np.ndarray:

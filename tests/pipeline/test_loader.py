@@ -46,7 +46,7 @@ def write_latents(
         for number, key in enumerate(keys, start=first):
             npy, facts = where[f"{key}.latent.npy"], where[f"{key}.json"]
             lies = (npy.offset, npy.num_bytes, npy.crc32c, facts.offset, facts.num_bytes)
-            found.append(Sample(key, shard, f"v{number % 5}", 0.0, 20.0 + number, *bucket, 1, 17, *lies))
+            found.append(Sample(key, shard, f"v{number % 5}", 0.0, 20.0 + number, *bucket, 1, 17, 17, *lies))
         return found
 
     packed = [Packed(key, {"latent.npy": array_bytes(latent(key, bucket, channels)), "json": b"{}"}) for key in keys]

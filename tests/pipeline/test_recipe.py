@@ -17,6 +17,11 @@ CHANGES = {
     "buckets": ((64, 96), (64, 64)),  # the order decides between equals
     "max_chunks": 4,
     "tail": "pad",
+    "min_chunks": 2,
+    "upscale": 1.5,
+    "scenes": "content",
+    "scene_threshold": 20.0,
+    "filter": "motion > 0.01",
     "dtype": "float32",
     "frames": "every second",
     "resize": "stretch",

@@ -12,7 +12,7 @@ from pipeline.records import Clip
 from pipeline.sample import array_bytes, clip_facts, read_array
 
 RECIPE = Recipe(load_vae("dct").spec, fps=24.0, buckets=((64, 96),), max_chunks=3, tail="drop")
-CLIP = Clip("k-00000000-64x96", "64x96/0000-000000", "k", 34, 2, 23.976, 64, 96)
+CLIP = Clip("k-00000000-64x96", "64x96/0000-000000", "k", 34, 2, 34, 34, 23.976, 64, 96, 0.0, 9.0)
 
 
 @pytest.mark.parametrize("shape", [(16, 5, 8, 12), (0, 256), (1,)])
@@ -53,6 +53,7 @@ def test_facts_tell_a_stranger_what_the_clip_is() -> None:
         "height": 64,
         "width": 96,
         "num_frames": 34,
+        "valid_frames": 34,
         "num_chunks": 2,
         "posterior": "mean",
         "recipe": RECIPE.fingerprint(),

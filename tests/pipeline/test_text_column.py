@@ -32,7 +32,7 @@ VIDEOS = {identity: video(identity, caption) for identity, caption in CAPTIONS.i
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     """A cache with one shard of latents."""
-    samples = [Sample(key, SHARD, VIDEO_OF[key], 0.0, 24.0, 64, 64, 1, 17, 0, 0, 0, 0, 0) for key in KEYS]
+    samples = [Sample(key, SHARD, VIDEO_OF[key], 0.0, 24.0, 64, 64, 1, 17, 17, 0, 0, 0, 0, 0) for key in KEYS]
     packed = [Packed(key, {"json": b"{}"}) for key in KEYS]
     write_shard(Cache(tmp_path).latents, SHARD, packed, Sample, lambda where: samples, {"recipe": "r"})
     return Cache(tmp_path)
