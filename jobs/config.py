@@ -126,7 +126,7 @@ class RecipeConfig(Section):
     fps: Annotated[float, Field(gt=0)] = 24.0
     """Videos are sampled at this rate, or at their own where that is lower."""
     buckets: Annotated[tuple[tuple[int, int] | str, ...], Field(min_length=1)] = ((256, 256),)
-    """(height, width) pairs, or sets by name: 144p 240p 256 360p 480p 512 720p 1024 1080p, in Open-Sora's aspect ratios.
+    """(height, width) pairs, or sets of Open-Sora's by name: 144p 240p 256 360p 480p 512 720p 1024 1080p.
     A video goes to the one of the nearest aspect ratio, the largest that fits."""
     upscale: Annotated[float, Field(ge=1)] = 1.0
     """Enlarge frames by this factor at the most; a video too small for every bucket is set aside."""
