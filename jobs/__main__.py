@@ -26,6 +26,9 @@ app = typer.Typer(
     "Exit codes: 0 done; 1 failed; 2 bad usage or configuration; 3 done, but some inputs are in the quarantine.",
 )
 
+quarantine = typer.Typer(no_args_is_help=True, help="What could not be used: list it, or have it tried again.")
+app.add_typer(quarantine, name="quarantine")
+
 Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="[RUN.TOML] [SECTION.KEY=VALUE]...", help="The run's configuration and changes to it."),
@@ -130,6 +133,29 @@ def sample(words: Words = None) -> None:
     from jobs.sample import sample
 
     _verb(sample, words)
+
+
+Paths = Annotated[str, typer.Option("--paths", metavar="PATTERN", help="Only inputs like '/data/a*.mp4'.")]
+
+
+@quarantine.command("list")
+def list_quarantine(
+    words: Words = None,
+    paths: Paths = "*",
+    full: Annotated[bool, typer.Option("--full", help="All that the decoder wrote, not its last line only.")] = False,
+) -> None:
+    """List what could not be used: stage, attempts, shard, reason, and what the decoder wrote."""
+    from jobs.quarantine import list_quarantine
+
+    list_quarantine(_config(words), paths, full)
+
+
+@quarantine.command("retry")
+def retry_quarantine(words: Words = None, paths: Paths = "*") -> None:
+    """Have it tried again by the next `scan` and `encode`: shards that went on without a video are done again."""
+    from jobs.quarantine import retry_quarantine
+
+    retry_quarantine(_config(words), paths)
 
 
 @app.command()

@@ -27,6 +27,7 @@ from models.vae.interface import VideoVAE
 from pipeline.bucket import resolve_buckets
 from pipeline.cache import Cache
 from pipeline.errors import Refused
+from pipeline.filter import check_filter
 from pipeline.recipe import Recipe, Scenes, Tail, read_recipe
 from pipeline.text_column import read_text_origin
 
@@ -65,6 +66,11 @@ def _known_encoder(name: str) -> str:
 
 def _known_dit(name: str) -> str:
     return _one_of(DITS, name)
+
+
+def _known_filter(text: str) -> str:
+    check_filter(text)
+    return text
 
 
 def _known_masks(mixture: dict[str, float]) -> dict[str, float]:
@@ -141,7 +147,7 @@ class RecipeConfig(Section):
     """How cuts are found, which no clip crosses: content or adaptive (PySceneDetect), or off."""
     scene_threshold: Annotated[float, Field(gt=0)] | None = None
     """The detector's threshold, instead of its default (27 for content, 3 for adaptive)."""
-    filter: str = ""
+    filter: Annotated[str, AfterValidator(_known_filter)] = ""
     """What is worth encoding, such as "luminance > 0.05 and motion > 0.002 and aesthetic >= 5": by columns of scenes,
     of videos and of your table."""
 
@@ -165,6 +171,8 @@ class EncodeConfig(Section):
     """Frames that one decode task is given, unless a single clip has more."""
     decode_ahead_bytes: Count = 2**30
     """Decoded frames that wait for an encoder, at the most."""
+    forecast: bool = True
+    """`plan` times a few chunks on this machine, to tell what encoding all will take."""
 
 
 class TextConfig(Section):
@@ -215,7 +223,7 @@ class TrainConfig(Section):
     """How timesteps are drawn: logit-normal, uniform or discrete."""
     masks: Annotated[dict[str, Fraction], AfterValidator(_known_masks)] = {}
     """Shares of samples that are given some frames, such as {image_head = 0.05, random = 0.05}; the rest has none."""
-    filter: str = ""
+    filter: Annotated[str, AfterValidator(_known_filter)] = ""
     """What is worth training on: as recipe.filter, and by columns of the index, as "not static and num_chunks > 1"."""
     renormalize: bool = False
     """Read a cache whose recipe differs in scaling_factor, shift or scale only, converting to those of [recipe]."""
@@ -313,6 +321,11 @@ def _check_across_sections(config: RunConfig) -> None:
     except (TypeError, ValueError) as error:
         known = ", ".join(field.name for field in fields(DITS[config.model.name]))
         raise ConfigError(f"model.overrides: {error}; fields of {config.model.name}: {known}") from error
+    if config.recipe.min_chunks > config.recipe.max_chunks:
+        raise ConfigError(
+            f"recipe.min_chunks: {config.recipe.min_chunks} is more than recipe.max_chunks, "
+            f"{config.recipe.max_chunks}: no clip could be made; lower it, or raise recipe.max_chunks"
+        )
     spec = description.spec
     if config.train.timestep_transform and (spec.chunk_frames, spec.chunk_latents) != (CHUNK_FRAMES, CHUNK_LATENTS):
         raise ConfigError(

@@ -2,17 +2,18 @@
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, OwnerDiedError, WorkerCrashedError
 
-from jobs.config import EncodeConfig
-from pipeline.decode import decode_clips
+from jobs.config import DataConfig, EncodeConfig
 from pipeline.errors import BadVideo
-from pipeline.records import Clip, Video
+from pipeline.looked import decode_and_look
+from pipeline.records import Clip, Look, Video
+from pipeline.sandbox import Limits, sandbox_here
 
 DECODE_ATTEMPTS = 2
 PROCESS_LOST = (WorkerCrashedError, ObjectLostError, OwnerDiedError, OutOfMemoryError)
@@ -20,7 +21,7 @@ PROCESS_LOST = (WorkerCrashedError, ObjectLostError, OwnerDiedError, OutOfMemory
 
 @dataclass(frozen=True)
 class VideoWork:
-    """One video and the clips of it that a shard wants, in the order of their frames."""
+    """One video and clips of it that a shard wants, in the order of their frames."""
 
     video: Video
     clips: tuple[Clip, ...]
@@ -31,17 +32,28 @@ class ShardWork:
     """A shard's clips by video, in plan order, and the facts that its sidecar will state."""
 
     shard: str
+    size: tuple[int, int, int]  # (frames, height, width) of each of its chunks
     videos: tuple[VideoWork, ...]
+    removed: tuple[Video, ...]  # planned, and no longer in the source: their clips are left out
     facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One chunk's place in the shard's plan."""
+
+    video: str
+    key: str
+    number: int  # of the chunk in its clip
 
 
 @dataclass(frozen=True)
 class Decoded:
     """One chunk as a decode task yields it."""
 
-    key: str
-    number: int  # of the chunk in its clip
-    frames: np.ndarray  # (chunk_frames, H, W, 3) uint8
+    slot: Slot
+    frames: np.ndarray  # (F, H, W, 3) uint8
+    look: Look
 
 
 @dataclass(frozen=True)
@@ -51,83 +63,134 @@ class Failed:
     video: str
     reason: str
     attempts: int
+    stderr: str = ""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a decode task has cost, as it yields it at its end."""
+
+    cpu_s: float
 
 
 Group = tuple[VideoWork, ...]
+Yielded = Decoded | Failed | Spent
 
 
-def decode_groups(work: ShardWork, chunk_frames: int, frames_per_task: int) -> Iterator[Group]:
-    """A shard's videos in groups for one decode task each: about `frames_per_task` frames, one video at the least."""
+def decode_groups(work: ShardWork, frames_per_task: int) -> Iterator[Group]:
+    """A shard's clips in groups for one decode task each: at most `frames_per_task` frames, one clip at the least."""
     group: list[VideoWork] = []
     frames = 0
     for video in work.videos:
-        wanted = sum(clip.num_chunks for clip in video.clips) * chunk_frames
-        if group and frames + wanted > frames_per_task:
-            yield tuple(group)
-            group, frames = [], 0
-        group.append(video)
-        frames += wanted
+        for part in _parts(video, frames_per_task):
+            wanted = sum(clip.num_frames for clip in part.clips)
+            if group and frames + wanted > frames_per_task:
+                yield tuple(group)
+                group, frames = [], 0
+            group.append(part)
+            frames += wanted
     if group:
         yield tuple(group)
 
 
+def _parts(work: VideoWork, frames_per_task: int) -> Iterator[VideoWork]:
+    """A video that is too long for one task in parts, each of which begins to read where its clips begin."""
+    clips: list[Clip] = []
+    for clip in work.clips:
+        if clips and sum(one.num_frames for one in clips) + clip.num_frames > frames_per_task:
+            yield VideoWork(work.video, tuple(clips))
+            clips = []
+        clips.append(clip)
+    yield VideoWork(work.video, tuple(clips))
+
+
+def reader_limits(data: DataConfig) -> Limits:
+    """What a process that reads videos may use."""
+    return Limits(data.deadline_s, data.reader_bytes, data.reader_videos)
+
+
 @ray.remote(num_cpus=1, max_retries=0)
-def decode(group: Group, chunk_frames: int) -> Iterator[Decoded | Failed]:
-    """Decode the clips of some videos chunk by chunk; a video that fails twice is reported, and the next one begun."""
+def decode(group: Group, limits: Limits) -> Iterator[Yielded]:
+    """Decode the clips of some videos chunk by chunk; a video that fails twice is reported, and the next one begun.
+
+    The second try of a video yields its first chunks again.
+    """
+    sandbox = sandbox_here(limits)
+    cpu_s = 0.0
     for work in group:
         for attempt in range(1, DECODE_ATTEMPTS + 1):
             try:
-                for clip, number, frames in decode_clips(work.video, work.clips, chunk_frames):
-                    yield Decoded(clip.key, number, frames)
+                seen = sandbox.stream(decode_and_look, work.video, work.clips, lasts_s=work.video.duration_s)
+                for clip, number, frames, look in seen:
+                    yield Decoded(Slot(work.video.id, clip.key, number), frames, look)
                 break
             except BadVideo as error:
                 if attempt == DECODE_ATTEMPTS:
-                    yield Failed(work.video.id, str(error), attempt)
+                    yield Failed(work.video.id, str(error), attempt, error.stderr)
+            finally:
+                cpu_s += sandbox.cpu_s
+    yield Spent(cpu_s)
+
+
+@dataclass
+class _Tasks:
+    """The decode tasks of one shard."""
+
+    waiting: deque[Group]
+    running: deque[tuple[Group, Any]] = field(default_factory=deque)  # groups and their streams
+    failed: set[str] = field(default_factory=set)  # videos of which no more is decoded
 
 
 class Decoders:
     """The decode tasks of one encoder: those of the shard it encodes and, as they run out, of the shard after it.
 
     At most `settings.decode_tasks` tasks exist at once, and together they hold at most `settings.decode_ahead_bytes`
-    of frames that were not asked for yet. Tasks are read in the order they were started.
+    of frames that were not asked for yet, beside the few chunks on their way out of a sandbox. Tasks are read in the
+    order they were started.
     """
 
-    def __init__(self, settings: EncodeConfig, chunk_frames: int) -> None:
+    def __init__(self, settings: EncodeConfig, limits: Limits) -> None:
         self.settings = settings
-        self.chunk_frames = chunk_frames
-        self.waiting: dict[str, deque[Group]] = {}  # not started yet, by shard
-        self.running: dict[str, deque[tuple[Group, Any]]] = {}  # groups and their streams, by shard
+        self.limits = limits
+        self.tasks: dict[str, _Tasks] = {}  # by shard
 
-    def read(self, work: ShardWork, upcoming: ShardWork | None) -> Iterator[Decoded | Failed]:
+    def read(self, work: ShardWork, upcoming: ShardWork | None) -> Iterator[Yielded]:
         """All that the videos of `work` yield, in plan order; tasks of `upcoming` start once those of `work` have."""
         shards = [work, upcoming] if upcoming else [work]
         for shard in shards:
-            if shard.shard not in self.waiting:
-                groups = decode_groups(shard, self.chunk_frames, self.settings.frames_per_task)
-                self.waiting[shard.shard], self.running[shard.shard] = deque(groups), deque()
+            if shard.shard not in self.tasks:
+                self.tasks[shard.shard] = _Tasks(deque(decode_groups(shard, self.settings.frames_per_task)))
+        tasks = self.tasks[work.shard]
         self._start(shards)
-        while self.running[work.shard]:
-            group, stream = self.running[work.shard][0]
-            yield from self._read_task(group, stream, attempt=1)
-            self.running[work.shard].popleft()
+        while tasks.running:
+            group, stream = tasks.running[0]
+            for item in self._read_task(group, stream, attempt=1):
+                if isinstance(item, Failed):
+                    tasks.failed.add(item.video)
+                yield item
+            tasks.running.popleft()
             self._start(shards)
-        del self.waiting[work.shard], self.running[work.shard]
+        del self.tasks[work.shard]
 
     def _start(self, shards: list[ShardWork]) -> None:
         """Start tasks while there is room, the earlier shard's first: were the later one's ahead, both could stall."""
-        for shard in shards:
-            while self.waiting[shard.shard] and sum(map(len, self.running.values())) < self.settings.decode_tasks:
-                group = self.waiting[shard.shard].popleft()
-                self.running[shard.shard].append((group, self._launch(group)))
+        for tasks in [self.tasks[shard.shard] for shard in shards]:
+            while tasks.waiting and self.count_running() < self.settings.decode_tasks:
+                group = tuple(one for one in tasks.waiting.popleft() if one.video.id not in tasks.failed)
+                if group:
+                    tasks.running.append((group, self._launch(group)))
+
+    def count_running(self) -> int:
+        return sum(len(tasks.running) for tasks in self.tasks.values())
 
     def _launch(self, group: Group) -> Any:
         clip = group[0].clips[0]
-        chunk_bytes = self.chunk_frames * clip.height * clip.width * 3
+        chunk_bytes = clip.chunk_frames * clip.height * clip.width * 3
         chunks_ahead = max(1, self.settings.decode_ahead_bytes // (self.settings.decode_tasks * chunk_bytes))
         options: dict[str, Any] = {"_generator_backpressure_num_objects": chunks_ahead}
-        return decode.options(**options).remote(group, self.chunk_frames)
+        return decode.options(**options).remote(group, self.limits)
 
-    def _read_task(self, group: Group, stream: Any, attempt: int) -> Iterator[Decoded | Failed]:
+    def _read_task(self, group: Group, stream: Any, attempt: int) -> Iterator[Yielded]:
         """What a task yields. When its process dies, its videos are decoded again one by one to find the culprit."""
         try:
             for reference in stream:

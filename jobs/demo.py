@@ -19,7 +19,6 @@ from jobs.progress import console, say
 from jobs.run import STEPS
 from jobs.sample import to_frames
 from jobs.shapes import TARGET_FPS, direction_of_motion, dominant_colour, make_shapes, parse_caption
-from models.vae.interface import VideoVAE
 from pipeline.decode import decode_clips
 from pipeline.loader import ClipReader, open_training_set
 from pipeline.plan import shards_of
@@ -52,7 +51,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 OWN_VIDEOS: dict[str, dict[str, Any]] = {
     "data": {"caption_from_name": True},
-    "recipe": {"fps": 24.0, "buckets": [[96, 128], [128, 96]], "max_chunks": 2},
+    "recipe": {"fps": 24.0, "buckets": [[96, 128], [128, 96]], "max_chunks": 2, "upscale": 4.0},
     "train": {"steps": 60},
 }
 
@@ -120,14 +119,14 @@ def restore(config: RunConfig, count: int) -> list[Restored]:
     for row in rows.tolist():
         clip = clips[data.samples["key"][row].as_py()]
         _, latents, _ = reader[Slot(row, 1.0, 0)]
-        frames = _source_frames(videos[clip.video], clip, vae)
+        frames = _source_frames(videos[clip.video], clip)
         decoded = to_frames(vae, torch.from_numpy(latents[None, : vae.spec.channels]), len(frames))[0]
         restored.append(Restored(data.texts["caption"][row].as_py(), frames, decoded))
     return restored
 
 
-def _source_frames(video: Video, clip: Clip, vae: VideoVAE) -> np.ndarray:
-    chunks = decode_clips(video, [clip], vae.spec.chunk_frames)
+def _source_frames(video: Video, clip: Clip) -> np.ndarray:
+    chunks = decode_clips(video, [clip])
     return np.concatenate([frames for _, _, frames in chunks])
 
 

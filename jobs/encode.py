@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -13,20 +13,21 @@ import torch
 
 from cluster import runtime
 from jobs.config import RunConfig, configured_recipe, load_configured_vae
-from jobs.decode import Decoded, Decoders, Failed, ShardWork, VideoWork
+from jobs.decode import Decoders, Failed, ShardWork, Slot, VideoWork, reader_limits
+from jobs.forecast import compare_forecast
+from jobs.intake import Intake
 from jobs.plan import read_manifest, read_plan
 from jobs.progress import Events, progress, say
 from models.vae.interface import VideoVAE
 from pipeline.cache import sidecar_path, tar_path
-from pipeline.chunk import frame_times
 from pipeline.encode import chunk_seed, encode_chunks
 from pipeline.errors import Refused
 from pipeline.index import merge_index
 from pipeline.plan import shards_of
-from pipeline.quarantine import read_quarantine, set_aside
+from pipeline.quarantine import read_quarantine, set_aside, too_many
 from pipeline.recipe import Recipe, check_recipe
 from pipeline.records import Clip, Quarantined, Sample, Video
-from pipeline.sample import array_bytes, clip_facts
+from pipeline.sample import array_bytes, clip_facts, clip_start_s, make_sample
 from pipeline.shard import Member, Packed, is_committed, write_shard
 from pipeline.storage import sweep
 
@@ -37,9 +38,11 @@ class ShardReport:
 
     clips: int
     chunks: int
-    quarantined: int
+    latent_bytes: int
+    failed: tuple[str, ...]  # videos that could not be decoded
     total_s: float
     wait_s: float  # of which waiting for frames
+    decode_cpu_s: float
 
 
 def encode(config: RunConfig) -> int:
@@ -59,18 +62,36 @@ def encode(config: RunConfig) -> int:
     }
     events = Events(cache.events, "encode")
     events.write("start", shards=len(planned), committed=len(planned) - len(missing))
+    works, reports = [], []
     if missing:
         videos = {video.id: video for video in read_manifest(cache)}
         works = [shard_work(shard, clips, videos, recipe) for shard, clips in missing.items()]
-        _encode_shards(config, works, events)
+        reports = _encode_shards(config, works, events)
     merge_index(cache.index, cache.latents, list(planned), Sample)
     quarantined = len(read_quarantine(cache))
     events.write("done", encoded=len(missing), quarantined=quarantined)
     say(f"encode: {len(missing)} shards encoded, {len(planned) - len(missing)} were there already -> {cache.index}")
+    _tell_costs(config, works, reports)
     return quarantined
 
 
-def _encode_shards(config: RunConfig, works: list[ShardWork], events: Events) -> None:
+def _tell_costs(config: RunConfig, works: list[ShardWork], reports: list[ShardReport]) -> None:
+    """Say what was forecast beside what it took."""
+    videos = [one for work in works for one in work.videos]
+    told = compare_forecast(
+        config,
+        [clip for one in videos for clip in one.clips],
+        {one.video.id: one.video for one in videos},
+        written_bytes=sum(report.latent_bytes for report in reports),
+        decode_cpu_s=sum(report.decode_cpu_s for report in reports),
+        encode_s=sum(report.total_s - report.wait_s for report in reports),
+    )
+    if told:
+        say(told)
+
+
+def _encode_shards(config: RunConfig, works: list[ShardWork], events: Events) -> list[ShardReport]:
+    """Encode and commit shards; Refused as soon as too many of their videos are bad."""
     runtime.connect(config.cluster.address, num_cpus=config.encode.encoder_cpus + 1)
     num_gpus = runtime.count("GPU")
     num_encoders = min(config.encode.encoders or num_gpus or runtime.count_nodes(), len(works))
@@ -83,12 +104,30 @@ def _encode_shards(config: RunConfig, works: list[ShardWork], events: Events) ->
         actor: Any = Encoder
         return actor.options(num_cpus=config.encode.encoder_cpus, num_gpus=min(1, num_gpus)).remote(config)
 
+    reports, tried, bad = [], set(), set()
     with progress("encode", len(works), "shards") as bar:
         chunks, started_s = 0, time.monotonic()
         for work, report in runtime.share_out(start_encoder, num_encoders, works):
-            chunks += report.chunks
+            reports.append(report)
             events.write("shard", shard=work.shard, **vars(report))
+            tried |= {one.video.id for one in work.videos}
+            bad |= set(report.failed)
+            _check_share(config, len(bad), len(tried))
+            chunks += report.chunks
             bar.advance(note=f"{chunks / (time.monotonic() - started_s):.1f} chunks/s")
+    return reports
+
+
+def _check_share(config: RunConfig, bad: int, tried: int) -> None:
+    """Refuse to go on where too many of the videos are bad."""
+    if too_many(bad, tried, config.data.max_bad_fraction):
+        reasons = sorted({one.reason for one in read_quarantine(config.cache) if one.stage == "decode"})
+        raise Refused(
+            f"{bad} of the {tried} videos decoded so far are bad, more than data.max_bad_fraction="
+            f"{config.data.max_bad_fraction:g}: {'; '.join(reasons[:3])}. What is committed stays; look at "
+            f"`latentmill quarantine list`, mend what is wrong and have them tried again by "
+            f"`latentmill quarantine retry`, or raise data.max_bad_fraction"
+        )
 
 
 def _check_room(config: RunConfig, num_encoders: int) -> None:
@@ -111,53 +150,21 @@ def shard_facts(shard: str, clips: list[Clip], recipe: Recipe) -> dict[str, str]
 
 
 def shard_work(shard: str, clips: list[Clip], videos: dict[str, Video], recipe: Recipe) -> ShardWork:
-    """The clips of one shard, joined with where their videos lie now; Refused where one is gone."""
-    gone = sorted({clip.video for clip in clips} - videos.keys())
-    if gone:
+    """The clips of one shard, joined with where their videos lie now; Refused where the manifest has lost one."""
+    lost = sorted({clip.video for clip in clips} - videos.keys())
+    if lost:
         raise Refused(
-            f"{shard}: planned from {len(gone)} videos that the manifest no longer has (content id {gone[0]}); "
+            f"{shard}: planned from {len(lost)} videos that the manifest no longer has (content id {lost[0]}); "
             f"bring them back and run `scan`, or encode into a new data.cache"
         )
-    by_video = groupby(clips, key=lambda clip: clip.video)
-    works = tuple(VideoWork(videos[video], tuple(cut)) for video, cut in by_video)
-    return ShardWork(shard, works, tuple(shard_facts(shard, clips, recipe).items()))
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One chunk's place in the shard's plan."""
-
-    video: str
-    key: str
-    number: int
-
-
-class Intake:
-    """Takes what the decode tasks yield, and hands out the frames of each slot when they are there."""
-
-    def __init__(self, items: Iterator[Decoded | Failed]) -> None:
-        self.items = items
-        self.arrived: dict[tuple[str, int], np.ndarray] = {}
-        self.failed: dict[str, Failed] = {}
-        self.wait_s = 0.0
-
-    def frames(self, slot: Slot) -> np.ndarray | None:
-        """(chunk_frames, H, W, 3) uint8, or None where the slot's video has failed."""
-        started_s = time.monotonic()
-        while (slot.key, slot.number) not in self.arrived and slot.video not in self.failed:
-            item = next(self.items)
-            if isinstance(item, Failed):
-                self.failed[item.video] = item
-            else:
-                self.arrived[item.key, item.number] = item.frames
-        self.wait_s += time.monotonic() - started_s
-        return self.arrived.pop((slot.key, slot.number), None)
-
-    def finish(self) -> None:
-        """Read the tasks to their end."""
-        for item in self.items:
-            if isinstance(item, Failed):
-                self.failed[item.video] = item
+    by_video = [(videos[video], tuple(cut)) for video, cut in groupby(clips, key=lambda clip: clip.video)]
+    return ShardWork(
+        shard,
+        size=(clips[0].chunk_frames, clips[0].height, clips[0].width),
+        videos=tuple(VideoWork(video, cut) for video, cut in by_video if not video.removed),
+        removed=tuple(video for video, _ in by_video if video.removed),
+        facts=tuple(shard_facts(shard, clips, recipe).items()),
+    )
 
 
 @ray.remote
@@ -174,7 +181,7 @@ class Encoder:
         self.cache = config.cache
         self.recipe = configured_recipe(config)
         self.vae = _prepare_vae(config)
-        self.decoders = Decoders(config.encode, self.recipe.latent.chunk_frames)
+        self.decoders = Decoders(config.encode, reader_limits(config.data))
 
     def do(self, work: ShardWork, upcoming: ShardWork | None) -> ShardReport:
         """Encode and commit `work`; decode tasks that it no longer needs turn to `upcoming`."""
@@ -184,7 +191,7 @@ class Encoder:
         slots = [Slot(clip.video, clip.key, number) for clip in clips for number in range(clip.num_chunks)]
         latents: dict[str, list[np.ndarray]] = {clip.key: [] for clip in clips}
         fingerprint = self.recipe.fingerprint()
-        frames = np.zeros((self.batch, self.recipe.latent.chunk_frames, clips[0].height, clips[0].width, 3), np.uint8)
+        frames = np.zeros((self.batch, *work.size, 3), np.uint8)  # (batch, F, H, W, 3)
         for first in range(0, len(slots), self.batch):
             members = slots[first : first + self.batch]
             for place, slot in enumerate(members):
@@ -195,16 +202,21 @@ class Encoder:
             for slot, latent in zip(members, encoded):
                 latents[slot.key].append(latent)
         intake.finish()
-        self._commit(work, latents, intake.failed)
-        good = sum(clip.video not in intake.failed for clip in clips)
-        return ShardReport(good, len(slots), len(intake.failed), time.monotonic() - started_s, intake.wait_s)
+        samples = self._commit(work, latents, intake)
+        return ShardReport(
+            clips=len(samples),
+            chunks=len(slots),
+            latent_bytes=sum(sample.latent_bytes for sample in samples),
+            failed=tuple(intake.failed),
+            total_s=time.monotonic() - started_s,
+            wait_s=intake.wait_s,
+            decode_cpu_s=intake.decode_cpu_s,
+        )
 
-    def _commit(self, work: ShardWork, latents: dict[str, list[np.ndarray]], failed: dict[str, Failed]) -> None:
+    def _commit(self, work: ShardWork, latents: dict[str, list[np.ndarray]], intake: Intake) -> Sequence[Sample]:
         """Publish the shard without the videos that failed, their quarantine first, the sidecar last."""
-        good = [(one.video, clip) for one in work.videos if one.video.id not in failed for clip in one.clips]
-        starts_s = {
-            clip.key: float(frame_times(video.start_s, clip.first_frame, 1, clip.fps)[0]) for video, clip in good
-        }
+        good = [(one.video, clip) for one in work.videos if one.video.id not in intake.failed for clip in one.clips]
+        starts_s = {clip.key: clip_start_s(video, clip) for video, clip in good}
         packed = [
             Packed(
                 clip.key,
@@ -217,15 +229,10 @@ class Encoder:
         ]
 
         def rows(where: dict[str, Member]) -> list[Sample]:
-            return [make_sample(clip, work.shard, starts_s[clip.key], self.recipe, where) for _, clip in good]
+            return [make_sample(clip, work.shard, starts_s[clip.key], intake.look(clip), where) for _, clip in good]
 
-        paths = {one.video.id: one.video.path for one in work.videos}
-        set_aside(
-            self.cache,
-            work.shard,
-            [Quarantined(paths[bad.video], "decode", bad.reason, bad.attempts) for bad in failed.values()],
-        )
-        write_shard(self.cache.latents, work.shard, packed, Sample, rows, dict(work.facts))
+        set_aside(self.cache, work.shard, left_out(work, intake.failed))
+        return write_shard(self.cache.latents, work.shard, packed, Sample, rows, dict(work.facts))
 
 
 def _prepare_vae(config: RunConfig) -> VideoVAE:
@@ -238,23 +245,16 @@ def _prepare_vae(config: RunConfig) -> VideoVAE:
     return vae
 
 
-def make_sample(clip: Clip, shard: str, start_s: float, recipe: Recipe, where: dict[str, Member]) -> Sample:
-    """A clip's row in the sidecar."""
-    latent, facts = where[f"{clip.key}.latent.npy"], where[f"{clip.key}.json"]
-    return Sample(
-        key=clip.key,
-        shard=shard,
-        video=clip.video,
-        start_s=start_s,
-        fps=clip.fps,
-        height=clip.height,
-        width=clip.width,
-        num_chunks=clip.num_chunks,
-        num_frames=clip.num_frames,
-        valid_frames=clip.valid_frames,
-        latent_offset=latent.offset,
-        latent_bytes=latent.num_bytes,
-        latent_crc32c=latent.crc32c,
-        json_offset=facts.offset,
-        json_bytes=facts.num_bytes,
-    )
+def left_out(work: ShardWork, failed: Mapping[str, Failed]) -> list[Quarantined]:
+    """The videos that a shard goes on without: those that failed, and those that have left the source."""
+
+    def aside(video: Video, stage: str, reason: str, attempts: int, stderr: str = "") -> Quarantined:
+        return Quarantined(
+            video.path, stage, reason, attempts, video.id, work.shard, stderr, video.size_bytes, video.mtime_ns
+        )
+
+    bad = [(one.video, failed[one.video.id]) for one in work.videos if one.video.id in failed]
+    gone = "removed from the source: bring it back, then `latentmill scan` and `latentmill quarantine retry`"
+    return [aside(video, "decode", one.reason, one.attempts, one.stderr) for video, one in bad] + [
+        aside(video, "encode", gone, 0) for video in work.removed
+    ]

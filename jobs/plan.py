@@ -1,53 +1,87 @@
 """`plan`: manifest -> the next generation of the plan. Planned shards never change; new videos go to new ones."""
 
+from collections import defaultdict
 from dataclasses import asdict
 
 from jobs.config import RunConfig, configured_recipe
+from jobs.forecast import make_forecast
 from jobs.progress import Events, say
 from pipeline.cache import Cache
 from pipeline.errors import Refused
-from pipeline.plan import latent_bytes, make_plan, shards_of
+from pipeline.plan import DROPPED, Account, find_tombstones, latent_bytes, make_plan, planned_videos, shards_of
 from pipeline.quarantine import set_aside
 from pipeline.recipe import bind_recipe
-from pipeline.records import Clip, Video
+from pipeline.records import Clip, Scene, Tombstone, Video
 from pipeline.tables import read_records, write_records
 
 
 def plan(config: RunConfig) -> int:
-    """Cut every video that is not planned yet into clips. Returns how many gave none."""
-    cache = config.cache
-    recipe = configured_recipe(config)
-    videos = read_manifest(cache)
-    bind_recipe(cache.root, recipe)
-    planned = {clip.video for clip in read_plan(cache)}
+    """Cut every video that is not planned yet into clips, and tell what encoding will take.
+
+    Returns how many videos gave none.
+    """
+    cache, recipe = config.cache, configured_recipe(config)
+    videos, planned = read_manifest(cache), planned_videos(cache)
     generation = len(cache.plans())
-    made = make_plan(
-        (video for video in videos if video.id not in planned), recipe, config.encode.shard_bytes, generation
-    )
+    fresh = [video for video in videos if video.id not in planned]
+    made = make_plan(fresh, read_scenes(cache), recipe, config.encode.shard_bytes, generation)
     if not made.clips and not planned:
         reasons = "; ".join(f"{one.path}: {one.reason}" for one in made.quarantined[:3])
         raise Refused(f"{cache.manifest}: none of the {len(videos)} videos gives a clip: {reasons}")
+    bind_recipe(cache.root, recipe)
     set_aside(cache, "plan", made.quarantined)
     if made.clips:
         write_records(cache.plan(generation), Clip, made.clips, {"recipe": recipe.fingerprint()})
-    account = made.account
-    size = sum(latent_bytes(clip, recipe) for clip in made.clips)
-    events = Events(cache.events, "plan")
-    events.write("done", generation=generation, clips=len(made.clips), bytes=size, **asdict(account))
+    tombstones = find_tombstones(planned, videos)
+    write_tombstones(cache, tombstones)
+    size = sum(latent_bytes(clip.num_frames, (clip.height, clip.width), recipe) for clip in made.clips)
+    facts = {"generation": generation, "clips": len(made.clips), "bytes": size, "removed": len(tombstones)}
+    Events(cache.events, "plan").write("done", **facts, **asdict(made.account))
+    removed = f", {len(tombstones)} of them removed since" if tombstones else ""
     say(
         f"plan: {len(made.clips)} new clips in {len(shards_of(made.clips))} shards, {size / 1e6:.1f} MB of latents; "
-        f"{len(planned)} videos planned before\n"
-        f"      {account.frames} frames = {account.used} used + {account.dropped_tail} dropped behind the last chunk "
-        f"+ {account.dropped_short} of {len(made.quarantined)} videos that are too short"
+        f"{len(planned)} videos planned before{removed}"
     )
+    say(describe_account(made.account))
+    if config.encode.forecast:
+        forecast = make_forecast(config, read_plan(cache), {video.id: video for video in videos})
+        if forecast:
+            say(forecast)
     return len(made.quarantined)
 
 
+def describe_account(account: Account) -> str:
+    """Where the frames of the new videos go, in two lines."""
+    counts = asdict(account)
+    parts = [f"{account.used} used", f"{account.padded} in chunks that are padded"]
+    parts += [f"{counts[name]} dropped {told}" for name, told in DROPPED.items() if counts[name]]
+    return (
+        f"      {account.container} frames in the files, {account.container - account.frames} left out by sampling\n"
+        f"      {account.frames} frames = {' + '.join(parts)}"
+    )
+
+
+def write_tombstones(cache: Cache, tombstones: list[Tombstone]) -> None:
+    """Replace the tombstones; none leave no file."""
+    if tombstones:
+        write_records(cache.tombstones, Tombstone, tombstones)
+    else:
+        cache.tombstones.unlink(missing_ok=True)
+
+
 def read_manifest(cache: Cache) -> list[Video]:
-    """The videos; Refused before `scan`."""
+    """The videos, those that were removed among them; Refused before `scan`."""
     if not cache.manifest.exists():
         raise Refused(f"{cache.manifest}: not found; run `scan` first, or set data.cache")
     return read_records([cache.manifest], Video)
+
+
+def read_scenes(cache: Cache) -> dict[str, list[Scene]]:
+    """The scenes of each video, by its id; none where `scan` did not look for them."""
+    scenes = defaultdict(list)
+    for scene in read_records([cache.scenes], Scene) if cache.scenes.exists() else []:
+        scenes[scene.video].append(scene)
+    return dict(scenes)
 
 
 def read_plan(cache: Cache) -> list[Clip]:

@@ -1,60 +1,185 @@
-"""`scan`: source -> manifest."""
+"""`scan`: source -> manifest and scenes. Files that are new or have changed are read on Ray; the others are known."""
 
-import os
-from dataclasses import replace
-from pathlib import Path
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from jobs.config import RunConfig
+import ray
+
+from cluster import runtime
+from jobs.config import DataConfig, RecipeConfig, RunConfig
+from jobs.decode import PROCESS_LOST, reader_limits
 from jobs.progress import Events, progress, say
-from pipeline.cache import Cache
 from pipeline.errors import BadVideo, Refused
-from pipeline.quarantine import set_aside
-from pipeline.records import Quarantined, Source, Video
-from pipeline.scan import drop_duplicates, list_sources, probe
-from pipeline.tables import read_records, write_records
+from pipeline.manifest import (
+    Journal,
+    Manifest,
+    Outcome,
+    Settings,
+    State,
+    read_scanned,
+    state_of,
+    update_manifest,
+    write_scanned,
+)
+from pipeline.quarantine import too_many
+from pipeline.records import Quarantined, Source
+from pipeline.sandbox import Sandbox, sandbox_here
+from pipeline.scan import drop_duplicates, examine, why_not
+from pipeline.sources import Found, list_sources
+
+FILES_PER_TASK = 8  # at the most
+TASKS_PER_CPU = 2  # one at work, one waiting
+ATTEMPTS = 2  # at a file whose process dies
 
 
 def scan(config: RunConfig) -> int:
-    """List the source, read the facts of every video that is new or changed, write the manifest.
+    """List the source, read the files that are new or have changed, write the manifest.
 
-    Returns how many inputs are in the quarantine.
+    Returns how many inputs are in the quarantine. Refused, and the manifest left as it was, where so many files are bad
+    or gone that it must be a disk or the network.
     """
-    cache = config.cache
-    events = Events(cache.events, "scan")
-    sources, passed_over = list_sources(Path(config.data.source), config.data.caption_from_name)
-    known = _known(cache)
-    videos: list[Video] = []
-    bad: list[Quarantined] = []
-    with progress("scan", len(sources), "videos") as bar:
-        for source in sources:
-            try:
-                videos.append(_facts(source, known))
-            except BadVideo as error:
-                bad.append(Quarantined(source.path, "scan", str(error), 1))
-            bar.advance()
+    cache, data = config.cache, config.data
+    settings = Settings(data.identity, config.recipe.scenes, config.recipe.scene_threshold)
+    found = list_sources(data.source, data.caption_from_name, data.images)
+    before = read_scanned(cache, settings)
+    journal = Journal(cache.scan_journal, settings)
+    known = _known(found, before.outcomes() | journal.read())
+    outcomes = known | _read_others(config, found, known, journal)
+    manifest = _merge(before, found, outcomes)
+    _check_losses(config, before, manifest)
+    write_scanned(cache, manifest, settings)
+    journal.remove()
+    _report(config, manifest, found, len(known))
+    return len(manifest.quarantined)
+
+
+def _known(found: Found, outcomes: Mapping[State, Outcome]) -> dict[str, Outcome]:
+    """By path, what is known of the files that are as they were; nothing of files that are not there."""
+    there = [source for source in found.sources if source.size_bytes >= 0]
+    return {source.path: outcomes[state_of(source)] for source in there if state_of(source) in outcomes}
+
+
+def _read_others(config: RunConfig, found: Found, known: Mapping[str, Outcome], journal: Journal) -> dict[str, Outcome]:
+    """Read the files that are not known; Refused as soon as too many are bad, for reading on would not help."""
+    others = {source.path: source for source in found.sources if source.path not in known}
+    bad = [*found.unusable, *(one for one in known.values() if isinstance(one, Quarantined))]
+    num_files = len(known) + len(others) + len(found.unusable)
+    outcomes: dict[str, Outcome] = {}
+    _check_bad(config, bad, num_files)
+    with progress("scan", len(others), "files") as bar:
+        for done in _read(config, list(others.values())):
+            journal.append(one for one in done if not isinstance(one, Quarantined))
+            outcomes |= {one.path if isinstance(one, Quarantined) else one[0].path: one for one in done}
+            bad += [one for one in done if isinstance(one, Quarantined)]
+            bar.advance(len(done), note=f"{len(bad)} unreadable" if bad else "")
+            _check_bad(config, bad, num_files)
+    return outcomes
+
+
+def _check_bad(config: RunConfig, bad: Sequence[Quarantined], num_files: int) -> None:
+    reasons = "; ".join(f"{one.path}: {one.reason}" for one in bad[:3])
+    if len(bad) == num_files:
+        raise Refused(f"data.source: none of the {num_files} videos can be read: {reasons}")
+    if too_many(len(bad), num_files, config.data.max_bad_fraction):
+        raise Refused(
+            f"data.source: found {len(bad)} of {num_files} files that cannot be read, wanted at most "
+            f"{config.data.max_bad_fraction:.0%} of them: {reasons}; mend what they share, or accept it with "
+            f"data.max_bad_fraction=1"
+        )
+
+
+def _merge(before: Manifest, found: Found, outcomes: Mapping[str, Outcome]) -> Manifest:
+    """The manifest of what is there now; caption and extra columns are always today's."""
+    bad = [one for one in outcomes.values() if isinstance(one, Quarantined)]
+    videos, scenes = [], {}
+    for source in found.sources:
+        outcome = outcomes[source.path]
+        if not isinstance(outcome, Quarantined):
+            video, scenes[video.id] = outcome
+            videos.append(replace(video, caption=source.caption, extra=source.extra))
     kept, duplicates = drop_duplicates(videos)
-    if not kept:
-        reasons = "; ".join(f"{one.path}: {one.reason}" for one in bad[:3])
-        raise Refused(f"data.source: none of the {len(sources)} videos can be read: {reasons}")
-    set_aside(cache, "scan", bad + duplicates)
-    write_records(cache.manifest, Video, kept)
-    events.write("done", videos=len(kept), bad=len(bad), duplicates=len(duplicates), passed_over=passed_over)
-    others = f"; passed over {len(passed_over)} files that are not videos by name" if passed_over else ""
-    say(f"scan: {len(kept)} videos, {len(bad)} unreadable, {len(duplicates)} duplicates{others} -> {cache.manifest}")
-    return len(bad) + len(duplicates)
+    return update_manifest(before, [(video, scenes[video.id]) for video in kept], [*found.unusable, *bad, *duplicates])
 
 
-def _known(cache: Cache) -> dict[tuple[str, int, int], Video]:
-    """What the last manifest says of files by (path, size, modification time)."""
-    videos = read_records([cache.manifest], Video) if cache.manifest.exists() else []
-    return {(video.path, video.size_bytes, video.mtime_ns): video for video in videos}
+def _check_losses(config: RunConfig, before: Manifest, manifest: Manifest) -> None:
+    """Refuse what looks like a disk that is not mounted."""
+    gone = [video for video in before.present if manifest.videos[video.id].removed]
+    if too_many(len(gone), len(before.present), config.data.max_bad_fraction):
+        raise Refused(
+            f"data.source: {len(gone)} of {len(before.present)} known videos are not in {config.data.source} any more, "
+            f"such as {gone[0].path}, wanted at most {config.data.max_bad_fraction:.0%} of them; bring them back, "
+            f"or accept it with data.max_bad_fraction=1"
+        )
 
 
-def _facts(source: Source, known: dict[tuple[str, int, int], Video]) -> Video:
-    """The facts of a file: as last time where it is unchanged, else read anew; the caption always as it is now."""
+def _report(config: RunConfig, manifest: Manifest, found: Found, num_known: int) -> None:
+    present = manifest.present
+    images = sum(video.num_frames == 1 for video in present)
+    duplicates = sum(one.video != "" for one in manifest.quarantined)
+    facts = {
+        "videos": len(present) - images,
+        "images": images,
+        "unreadable": len(manifest.quarantined) - duplicates,
+        "duplicates": duplicates,
+        "removed": len(manifest.videos) - len(present),
+        "not read again": num_known,
+        "hours": round(sum(video.duration_s for video in present) / 3600, 3),
+    }
+    Events(config.cache.events, "scan").write("done", **facts, passed_over=found.passed_over)
+    counts = ", ".join(f"{number} {name}" for name, number in facts.items())
+    others = f"; passed over {len(found.passed_over)} files that are none by name" if found.passed_over else ""
+    say(f"scan: {counts}{others} -> {config.cache.manifest}")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Files that one Ray task reads, and which attempt that is."""
+
+    sources: tuple[Source, ...]
+    attempt: int
+
+
+def _read(config: RunConfig, sources: Sequence[Source]) -> Iterator[list[Outcome]]:
+    """What reading each file comes to, some files at a time, as they are done; Ray starts where there are any."""
+    if not sources:
+        return
+    runtime.connect(config.cluster.address, num_cpus=config.encode.encoder_cpus + 1)  # `run` encodes on the same Ray
+    slots = TASKS_PER_CPU * max(1, runtime.count("CPU"))
+    num_files = max(1, min(FILES_PER_TASK, len(sources) // slots))
+    waiting = deque(_Task(tuple(sources[at : at + num_files]), 1) for at in range(0, len(sources), num_files))
+    running: dict[Any, _Task] = {}
     try:
-        status = os.stat(source.path)
-    except OSError:
-        return probe(source)  # which says what is wrong with it
-    before = known.get((source.path, status.st_size, status.st_mtime_ns))
-    return replace(before, caption=source.caption) if before else probe(source)
+        while waiting or running:
+            while waiting and len(running) < slots:
+                task = waiting.popleft()
+                running[read_files.remote(task.sources, config.data, config.recipe)] = task
+            [done], _ = ray.wait(list(running), num_returns=1)
+            task = running.pop(done)
+            try:
+                yield ray.get(done)
+            except PROCESS_LOST as error:
+                if task.attempt < ATTEMPTS:
+                    waiting.extendleft(_Task((source,), task.attempt + 1) for source in task.sources)
+                    continue
+                reason = f"the process that read it died: {type(error).__name__}"
+                yield [Quarantined(source.path, "scan", reason, task.attempt) for source in task.sources]
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def read_files(sources: tuple[Source, ...], data: DataConfig, recipe: RecipeConfig) -> list[Outcome]:
+    """Examine some files, each in the sandbox of this worker."""
+    sandbox = sandbox_here(reader_limits(data))
+    return [_read_one(source, data, recipe, sandbox) for source in sources]
+
+
+def _read_one(source: Source, data: DataConfig, recipe: RecipeConfig, sandbox: Sandbox) -> Outcome:
+    try:
+        video, scenes = examine(source, data.identity, recipe.scenes, recipe.scene_threshold, sandbox)
+        return video, tuple(scenes)
+    except (BadVideo, OSError) as error:
+        return why_not(source, error)

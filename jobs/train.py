@@ -18,6 +18,7 @@ from jobs.engine import Engine
 from jobs.metrics import Metrics, following
 from jobs.progress import Events, progress, say
 from models.diffusion.draws import draw, posterior_sample
+from models.diffusion.masks import leave_padding_out
 from models.diffusion.rectified_flow import add_noise, loss_per_sample, timestep_transform
 from models.dit import build_dit, load_dit, save_dit
 from models.dit.pixart import init_from_pixart
@@ -35,7 +36,7 @@ def train(config: RunConfig) -> int:
     out = config.train.out
     recipe = configured_recipe(config)
     stored = _stored_recipe(config, recipe)
-    open_training_set(config.cache, recipe, config.text.encoder, stored)
+    data = open_training_set(config.cache, recipe, config.text.encoder, stored, config.train.filter)
     text = _text_origin(config)
     check_init(config)
     _refuse_other_run(config)
@@ -50,6 +51,10 @@ def train(config: RunConfig) -> int:
     if not use_gpu and (problem := engines.compiler_problem()):
         raise Refused(problem)
     _check_room(config, "GPU" if use_gpu else "CPU")
+    say(
+        f"train: on {data.samples.num_rows} clips; left out: {data.num_removed} of videos that left the source, "
+        f"{data.num_filtered} that train.filter does not match"
+    )
     with progress("train", config.train.steps, "steps") as bar, following(out / "metrics.jsonl", bar):
         launch.run_workers(
             train_worker,
@@ -72,7 +77,7 @@ def train_worker(argument: dict[str, Any]) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.set_num_threads(settings.cpus_per_worker)
 
-    data = open_training_set(config.cache, argument["recipe"], config.text.encoder, argument["stored"])
+    data = open_training_set(config.cache, argument["recipe"], config.text.encoder, argument["stored"], settings.filter)
     schedule = Schedule(data.samples, settings.batch, settings.seed)
     text: TextOrigin = argument["text"]
     engine = Engine(_build_model(config, data, text), settings, samples_per_rank=-(-settings.batch // world))
@@ -85,7 +90,7 @@ def train_worker(argument: dict[str, Any]) -> None:
         began_s = time.monotonic()
         batch = next(batches)
         loaded_s = time.monotonic()
-        losses = compute_losses(engine, config, data, batch, step)  # (B,)
+        losses = compute_losses(engine, config, batch, step)  # (B,)
         share = batch.weights.to(engine.device) / float(schedule.batch(step).weights.sum())  # of the global batch
         loss = (losses * share).sum() * world  # DeepSpeed averages over ranks
         grad_norm = engine.step(loss, step)
@@ -107,7 +112,7 @@ def train_worker(argument: dict[str, Any]) -> None:
     dist.barrier()
 
 
-def compute_losses(engine: Engine, config: RunConfig, data: TrainingSet, batch: Batch, step: int) -> Tensor:
+def compute_losses(engine: Engine, config: RunConfig, batch: Batch, step: int) -> Tensor:
     """Rectified-flow loss of each sample: (B,). All randomness is drawn by (seed, step, position)."""
     settings = config.train
     mean, std = batch.latents.to(engine.device), None if batch.std is None else batch.std.to(engine.device)
@@ -126,17 +131,17 @@ def compute_losses(engine: Engine, config: RunConfig, data: TrainingSet, batch: 
     noise, timesteps = drawn.noise.to(engine.device), drawn.timesteps.to(engine.device)
     fps, height, width = batch.fps.to(engine.device), batch.height.to(engine.device), batch.width.to(engine.device)
     if settings.timestep_transform:
-        num_chunks = latents.shape[2] // data.recipe.latent.chunk_latents
-        timesteps = timestep_transform(timesteps, height, width, num_chunks * data.recipe.latent.chunk_frames)
+        timesteps = timestep_transform(timesteps, height, width, batch.num_frames)
     text = batch.text.to(engine.device)  # (B, L, dim)
     null = engine.model.null_text(text.shape[1]).to(text)  # (L, dim); keeps the caption's mask, as Open-Sora does
     text = torch.where(rearrange(drawn.drop_caption.to(engine.device), "b -> b 1 1"), null, text)
     text_mask = batch.text_mask.to(engine.device)
-    mask = None if drawn.mask is None else drawn.mask.to(engine.device)  # (B, t), False = given, at t = 0
+    masks = leave_padding_out(drawn.mask, batch.filled)  # (B, t) each: denoised, not given at t = 0; counts in the loss
+    mask, counted = (None if one is None else one.to(engine.device) for one in masks)
     noisy = add_noise(latents, noise, timesteps, mask)
     conditions = {"fps": fps, "height": height, "width": width, **({} if mask is None else {"x_mask": mask})}
     prediction = engine(noisy, timesteps, text, text_mask, **conditions)  # (B, 2c, t, h, w)
-    return loss_per_sample(prediction, latents, noise, mask)
+    return loss_per_sample(prediction, latents, noise, counted)
 
 
 def _stored_recipe(config: RunConfig, recipe: Recipe) -> Recipe:
@@ -252,7 +257,7 @@ def _refuse_other_run(config: RunConfig) -> None:
         section, _, key = dotted.partition(".")
         found, wanted = (document[section][key] if key else document[section] for document in (before, now))
         if found != wanted:
-            raise Refused(f"{path}: {dotted} was {found}, now {wanted}; change it back, or use another train.out")
+            raise Refused(f"{path}: {dotted} was {found!r}, now {wanted!r}; change it back, or use another train.out")
 
 
 def _check_room(config: RunConfig, resource: str) -> None:

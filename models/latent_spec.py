@@ -67,6 +67,14 @@ class LatentSpec:
         per_chunk = 1 + (self.chunk_frames - 1) // self.stride[0]
         return per_chunk * chunks + -(-rest // self.stride[0])
 
+    def filled_latents(self, valid_frames: int) -> int:
+        """Latent frames that hold any of the first `valid_frames` frames, of chunks that are whole: 18 -> 5 + 1.
+
+        As in a whole chunk, its first latent is of one frame, the others of `stride[0]`: of 17 frames, 2 to 5 fill two.
+        """
+        chunks, rest = divmod(valid_frames, self.chunk_frames)
+        return chunks * self.chunk_latents + (1 - (1 - rest) // self.stride[0] if rest else 0)
+
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(frames, height, width) in pixels -> (c, t, h, w); ValueError where the stride does not divide the size."""
         for name, size, stride in (("height", height, self.stride[1]), ("width", width, self.stride[2])):

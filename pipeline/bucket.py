@@ -3,30 +3,52 @@
 import math
 from collections.abc import Sequence
 
+from pipeline.bucket_sets import BUCKET_SETS
+
 SAME_ASPECT = 0.02  # difference of the logarithms of two aspect ratios
 
 
 def resolve_buckets(asked: Sequence[tuple[int, int] | str], stride: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-    """Sizes and names of sets -> sizes; ValueError where a name is not known."""
-    return tuple(bucket for bucket in asked if not isinstance(bucket, str))
+    """Sizes and names of sets -> sizes, each once, in the order asked for; ValueError where a name is not known.
 
-
-def choose_bucket(height: int, width: int, buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The bucket of the nearest aspect ratio; of several the largest that needs no upscaling, else the smallest.
-
-    Tables of one aspect ratio round their sizes (240x426, 480x854), so ratios within 2 % of the nearest count as equal.
+    Sizes of sets are rounded down to whole latents of `stride` (height, width) pixels: 240x426 -> 240x424. Rounded up,
+    a video of just that size would have to be enlarged.
     """
+    found: list[tuple[int, int]] = []
+    for one in asked:
+        if not isinstance(one, str):
+            found.append(one)
+        elif one in BUCKET_SETS:
+            found += [(height - height % stride[0], width - width % stride[1]) for height, width in BUCKET_SETS[one]]
+        else:
+            known = ", ".join(BUCKET_SETS)
+            raise ValueError(f"{one!r} is not the name of a set; known: {known}; or give [height, width]")
+    return tuple(dict.fromkeys(found))
+
+
+def choose_bucket(
+    height: int, width: int, buckets: Sequence[tuple[int, int]], upscale: float = 1.0
+) -> tuple[int, int] | None:
+    """The bucket of the nearest aspect ratio among those that a video fills when enlarged by no more than `upscale`.
+
+    Of several the largest: tables of one aspect ratio round their sizes (240x426, 480x854), so ratios within 2 % of
+    the nearest count as equal. None where the video is too small for every bucket.
+    """
+    fitting = [bucket for bucket in buckets if enlargement(height, width, bucket) <= upscale]
+    if not fitting:
+        return None
 
     def aspect_error(bucket: tuple[int, int]) -> float:
         return abs(math.log((bucket[0] / bucket[1]) / (height / width)))
 
-    def preference(bucket: tuple[int, int]) -> tuple[bool, int, float, tuple[int, int]]:
-        upscales = bucket[0] > height or bucket[1] > width
-        area = bucket[0] * bucket[1]
-        return upscales, area if upscales else -area, aspect_error(bucket), bucket
+    nearest = min(map(aspect_error, fitting))
+    alike = (bucket for bucket in fitting if aspect_error(bucket) <= nearest + SAME_ASPECT)
+    return min(alike, key=lambda bucket: (-bucket[0] * bucket[1], aspect_error(bucket), bucket))
 
-    nearest = min(map(aspect_error, buckets))
-    return min((bucket for bucket in buckets if aspect_error(bucket) <= nearest + SAME_ASPECT), key=preference)
+
+def enlargement(height: int, width: int, bucket: tuple[int, int]) -> float:
+    """The factor by which a video is resized to cover the bucket; above 1 pixels are invented."""
+    return max(bucket[0] / height, bucket[1] / width)
 
 
 def cover_size(height: int, width: int, bucket: tuple[int, int]) -> tuple[int, int]:

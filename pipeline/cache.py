@@ -24,6 +24,11 @@ class Cache:
         return self.root / "manifest" / "scenes.parquet"
 
     @property
+    def scan_journal(self) -> Path:
+        """What a scan that is not done yet has read."""
+        return self.root / "manifest" / "scan.jsonl"
+
+    @property
     def tombstones(self) -> Path:
         """The planned videos that have left the source; missing where none has."""
         return self.root / "plan" / "tombstones.parquet"

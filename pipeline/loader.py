@@ -8,24 +8,28 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.cache import Cache, tar_path
 from pipeline.errors import Refused
+from pipeline.filter import matches
 from pipeline.index import open_index
+from pipeline.plan import read_tombstones
 from pipeline.recipe import Recipe
-from pipeline.records import Sample, TextSample
+from pipeline.records import Sample, TextSample, Video
 from pipeline.sample import read_array
 from pipeline.schedule import Schedule, Slot, rank_steps
+from pipeline.tables import read_table
 
 MAX_OPEN_SHARDS = 128  # per reader; systems allow about a thousand open files
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The two columns of a cache, row by row the same clips."""
+    """The two columns of a cache, row by row the same clips: those that are trained on."""
 
     cache: Cache
     recipe: Recipe  # of the batches
@@ -33,14 +37,18 @@ class TrainingSet:
     samples: pa.Table  # of Sample
     texts: pa.Table  # of TextSample
     text_encoder: str
+    num_removed: int = 0  # clips left out because their videos left the source
+    num_filtered: int = 0  # clips left out by the filter
 
 
 @dataclass(frozen=True)
 class Batch:
     """One rank's share of a global batch; all samples of one bucket."""
 
+    num_frames: int  # of each clip
     latents: Tensor  # (B, c, t, h, w) float16, normalized; float32 where converted from another normalization
     std: Tensor | None  # as latents, where the cache holds moments: the posterior's standard deviation
+    filled: Tensor  # (B, t) bool, False = all its frames are padding
     text: Tensor  # (B, L, dim) float16, padded with zeros to the longest caption here
     text_mask: Tensor  # (B, L) bool, True = a token
     fps: Tensor  # (B,) float32
@@ -57,10 +65,13 @@ class Batch:
         )
 
 
-def open_training_set(cache: Cache, recipe: Recipe, text_encoder: str, stored: Recipe | None = None) -> TrainingSet:
-    """Open both columns; Refused where one is missing, made by another recipe, or behind the other.
+def open_training_set(
+    cache: Cache, recipe: Recipe, text_encoder: str, stored: Recipe | None = None, filter: str = ""
+) -> TrainingSet:
+    """Open both columns, without the clips of removed videos and those that `filter` does not match.
 
     `stored` is the cache's recipe where that is another one that converts to `recipe`: batches are then converted.
+    Refused where a column is missing, made by another recipe or behind the other, or where no clip is left.
     """
     stored = stored or recipe
     samples = open_index(cache.index, stored, Sample, "encode")
@@ -72,7 +83,32 @@ def open_training_set(cache: Cache, recipe: Recipe, text_encoder: str, stored: R
         )
     if not samples.num_rows:
         raise Refused(f"{cache.index}: holds no clips; everything is in the quarantine")
-    return TrainingSet(cache, recipe, stored, samples, texts, text_encoder)
+    present = ~_among(samples["video"], read_tombstones(cache))
+    wanted = matches(filter, _with_videos(samples, cache)) if filter.strip() else np.ones_like(present)
+    kept, num_removed, num_filtered = present & wanted, int((~present).sum()), int((present & ~wanted).sum())
+    if not kept.any():
+        raise Refused(
+            f"{cache.index}: of {len(kept)} clips none is left to train on: {num_removed} are of videos that left the "
+            f"source, {num_filtered} do not match train.filter {filter!r}; change that, or bring the videos back"
+        )
+    samples, texts = (table.filter(pa.array(kept)).combine_chunks() for table in (samples, texts))
+    return TrainingSet(cache, recipe, stored, samples, texts, text_encoder, num_removed, num_filtered)
+
+
+def _among(column: pa.ChunkedArray, values: set[str]) -> np.ndarray:
+    return pc.call_function("is_in", [column], pc.SetLookupOptions(pa.array(sorted(values), pa.string()))).to_numpy()
+
+
+def _with_videos(samples: pa.Table, cache: Cache) -> pa.Table:
+    """The index with what the manifest says of each clip's video; where both have a column, the index's."""
+    if not cache.manifest.exists():
+        raise Refused(f"{cache.manifest}: not found, and train.filter needs it; run `scan`, or empty train.filter")
+    videos = read_table(cache.manifest, Video)
+    rows = pc.call_function("index_in", [samples["video"]], pc.SetLookupOptions(videos["id"]))
+    for name in videos.column_names:
+        if name not in samples.column_names:
+            samples = samples.append_column(name, videos[name].take(rows))
+    return samples
 
 
 class ClipReader(Dataset):
@@ -133,12 +169,16 @@ class ClipReader(Dataset):
             torch.tensor(rows[name].to_pylist(), dtype=torch.float32) for name in ("fps", "height", "width")
         )
         cached = torch.from_numpy(np.stack(latents))  # (B, C, t, h, w)
+        num_filled = [self.recipe.filled_latents(valid) for valid in rows["valid_frames"].to_pylist()]
+        filled = torch.arange(cached.shape[2]) < torch.tensor(num_filled)[:, None]
         if self.stored != self.recipe:
             cached = self.stored.convert(cached, to=self.recipe)
         mean, *std = cached.split(self.recipe.channels, dim=1)
         return Batch(
+            num_frames=rows["num_frames"][0].as_py(),
             latents=mean,
             std=std[0] if std else None,
+            filled=filled,
             text=torch.from_numpy(text),
             text_mask=torch.from_numpy(text_mask),
             fps=fps,

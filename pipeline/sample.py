@@ -1,12 +1,16 @@
-"""A sample's members: arrays and facts <-> bytes. Plain npy and JSON, never pickle."""
+"""A sample: its members as bytes (plain npy and JSON, never pickle), and its row in the sidecar."""
 
 import io
 import json
+from collections.abc import Mapping
 
 import numpy as np
 
+from pipeline.chunk import frame_times
+from pipeline.look import DARK, STATIC
 from pipeline.recipe import Recipe
-from pipeline.records import Clip
+from pipeline.records import Clip, Look, Sample, Video
+from pipeline.shard import Member
 
 
 def array_bytes(array: np.ndarray) -> bytes:
@@ -37,3 +41,35 @@ def clip_facts(clip: Clip, start_s: float, recipe: Recipe) -> bytes:
         "recipe": recipe.fingerprint(),
     }
     return json.dumps(facts).encode()
+
+
+def clip_start_s(video: Video, clip: Clip) -> float:
+    """When the clip's first frame is shown, on the clock of its container."""
+    return float(frame_times(video.start_s, clip.first_frame, 1, clip.fps)[0])
+
+
+def make_sample(clip: Clip, shard: str, start_s: float, look: Look, where: Mapping[str, Member]) -> Sample:
+    """A clip's row in the sidecar; `where` tells of each member, by its name, where it lies."""
+    latent, facts = where[f"{clip.key}.latent.npy"], where[f"{clip.key}.json"]
+    return Sample(
+        key=clip.key,
+        shard=shard,
+        video=clip.video,
+        start_s=start_s,
+        fps=clip.fps,
+        height=clip.height,
+        width=clip.width,
+        num_chunks=clip.num_chunks,
+        num_frames=clip.num_frames,
+        valid_frames=clip.valid_frames,
+        latent_offset=latent.offset,
+        latent_bytes=latent.num_bytes,
+        latent_crc32c=latent.crc32c,
+        json_offset=facts.offset,
+        json_bytes=facts.num_bytes,
+        luminance=look.luminance,
+        motion=look.motion,
+        sharpness=look.sharpness,
+        dark=look.luminance < DARK,
+        static=clip.num_frames > 1 and look.motion < STATIC,
+    )

@@ -23,15 +23,16 @@ class GlobalBatch:
 class Schedule:
     """The order of training. Every epoch holds every row exactly once, in batches of one bucket.
 
-    A bucket is (height, width, num_chunks). Shuffling works in windows of `window_shards` shards, so that reads stay
-    near each other: shards are shuffled, then the rows within each window. A batch is due when its last row is.
+    A bucket is (height, width, num_frames), so that images meet no clips. Shuffling works in windows of `window_shards`
+    shards, so that reads stay near each other: shards are shuffled, then the rows within each window. A batch is due
+    when its last row is.
     """
 
     def __init__(self, samples: pa.Table, batch_size: int, seed: int, window_shards: int = 64) -> None:
         self.batch_size = batch_size
         self.seed = seed
         self.window_shards = window_shards
-        columns = [samples[name].to_numpy() for name in ("height", "width", "num_chunks")]
+        columns = [samples[name].to_numpy() for name in ("height", "width", "num_frames")]
         kinds = np.stack(columns, axis=1)  # (rows, 3)
         self._bucket = np.unique(kinds, axis=0, return_inverse=True)[1].ravel()  # (rows,)
         self._shard = np.unique(samples["shard"].to_numpy(), return_inverse=True)[1]  # (rows,)

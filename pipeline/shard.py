@@ -41,11 +41,11 @@ def write_shard(
     row_type: type[Row],
     rows: Callable[[dict[str, Member]], Sequence[Row]],
     facts: dict[str, str],
-) -> None:
-    """Publish `<shard>.tar`, then `<shard>.parquet`, which commits it.
+) -> Sequence[Row]:
+    """Publish `<shard>.tar`, then `<shard>.parquet`, which commits it; returns the rows of the second.
 
-    `rows` makes the sidecar's rows from where each member lies (by name, `<key>.<ending>`); `facts` and the tar's
-    SHA-256 go into the sidecar's footer.
+    `rows` makes them from where each member lies (by name, `<key>.<ending>`); `facts` and the tar's SHA-256 go into
+    its footer.
     """
     digest = hashlib.sha256()
     where: dict[str, Member] = {}
@@ -59,7 +59,9 @@ def write_shard(
     sidecar_path(column, shard).unlink(missing_ok=True)  # an old one must not vouch for the new tar
     publish(tar_path(column, shard), write)
     footer = {**facts, "tar_sha256": digest.hexdigest()}
-    write_records(sidecar_path(column, shard), row_type, rows(where), footer)
+    made = rows(where)
+    write_records(sidecar_path(column, shard), row_type, made, footer)
+    return made
 
 
 def _write_tar(file: BinaryIO, samples: Sequence[Packed]) -> dict[str, Member]:

@@ -71,13 +71,17 @@ class TextShard:
 def text_shard(cache: Cache, shard: str, videos: dict[str, Video], encoder: str) -> TextShard:
     """What the text of a shard should be: the keys of its latents, the manifest's captions of today.
 
+    A removed video keeps its caption: its clips stay in the shard, and training leaves them out.
     `encoder` is the fingerprint of the text encoder.
     """
     sidecar = sidecar_path(cache.latents, shard)
     samples = read_records([sidecar], Sample)
     keys = tuple(sample.key for sample in samples)
     if gone := {sample.video for sample in samples} - videos.keys():
-        raise Refused(f"{shard}: {len(gone)} of its videos left the manifest; bring them back and run `scan`")
+        raise Refused(
+            f"{shard}: {len(gone)} of its videos are not in the manifest, which keeps removed ones too; "
+            f"restore it, or bring them back and run `scan`"
+        )
     captions = tuple(videos[sample.video].caption for sample in samples)
     content = json.dumps([keys, captions]).encode()
     facts = {

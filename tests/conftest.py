@@ -1,11 +1,15 @@
 """What the tests share: a small cache of moving shapes, made once by the real verbs on one local Ray cluster."""
 
+import ctypes
 import hashlib
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
+from hypothesis import settings
 
 from cluster import runtime
 from jobs.config import RunConfig, load_config
@@ -15,6 +19,10 @@ from jobs.scan import scan
 from jobs.shapes import make_shapes
 from jobs.text import text
 from jobs.train import train
+from tests.object_store import CREDENTIALS
+
+settings.register_profile("busy machine", deadline=None)  # how long an example takes is not what is tested
+settings.load_profile("busy machine")
 
 CACHE_OVERRIDES = ["recipe.fps=8", "recipe.buckets=[[64, 64]]", "recipe.max_chunks=2", "encode.shard_bytes=32768"]
 TRAIN_OVERRIDES = [
@@ -28,12 +36,29 @@ TRAIN_OVERRIDES = [
 ]
 
 
+FAULTS = Path(__file__).parent / "faults"
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2  # <sys/prctl.h>, <linux/capability.h>
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """One Ray for all tests; verbs called in this process use it."""
-    runtime.connect(num_cpus=4)
+    """One Ray for all tests; verbs called in this process use it. Its decoders fail as tests/faults says."""
+    deny_what_only_root_may()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(FAULTS), prepend=os.pathsep)
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        runtime.connect(num_cpus=4)
     yield
     ray.shutdown()
+
+
+def deny_what_only_root_may() -> None:
+    """Root reads every file, whatever its permissions; the processes that this one starts from now on do not."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+            libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +100,7 @@ def trained(cached: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> RunC
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder but the event log, by relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "events.jsonl")
+    """SHA-256 of every file below a folder but those that hold times, by relative path."""
+    timed = {"events.jsonl", "forecast.json"}
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in timed)
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -14,9 +14,11 @@ FLOORS = {  # what each folder may import of ours
 }
 HOMES = {  # the only places, as folders or files, that may import a package
     "deepspeed": {"jobs/engine.py"},
-    "ray": {"cluster", "jobs/decode.py", "jobs/encode.py", "jobs/text.py"},
-    "decord": {"pipeline/decode.py"},
-    "av": {"pipeline/decode.py", "pipeline/scan.py", "jobs/mp4.py"},
+    "ray": {"cluster", "jobs/decode.py", "jobs/encode.py", "jobs/scan.py", "jobs/text.py"},
+    "decord": {"pipeline/decord_reader.py"},
+    "av": {"pipeline/container.py", "pipeline/av_reader.py", "jobs/mp4.py"},
+    "scenedetect": {"pipeline/scenes.py"},
+    "cv2": {"pipeline/scenes.py"},
     "webdataset": {"pipeline/shard.py", "pipeline/loader.py"},
     "pyarrow": {"pipeline"},
     "pydantic": {"jobs/config.py"},

@@ -98,6 +98,20 @@ def mask_from(name: str, size: float, place: float, per_frame: Tensor) -> Tensor
     return ~given | ((number == frames - 1) & given.all())
 
 
+def leave_padding_out(mask: Tensor | None, filled: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """A mask, and which latent frames are not all padding, (B, t) bool -> which to denoise, which count in the loss.
+
+    None is all of them. Padding is noised and denoised like any frame, only not learned. A sample whose mask gives
+    every frame that is filled would learn nothing: it denoises all of them instead.
+    """
+    if filled.all():
+        return mask, mask
+    if mask is None:
+        return None, filled
+    mask = mask | ~(mask & filled).any(dim=1, keepdim=True)
+    return mask, mask & filled
+
+
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Values (B, c, t, h, w) -> (B,): the mean of each sample over the frames where `mask` (B, t) is True.
 

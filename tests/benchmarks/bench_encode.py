@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 
 from cluster import runtime
-from jobs.config import RunConfig, configured_recipe, load_config, load_configured_vae
+from jobs.config import RunConfig, load_config, load_configured_vae
 from jobs.encode import encode
 from jobs.mp4 import write_mp4
 from jobs.plan import plan, read_manifest, read_plan
@@ -76,11 +76,11 @@ def encode_once(config: RunConfig) -> None:
 
 def plain_loop(config: RunConfig) -> None:
     """What one would write first: video after video, the same decoding, VAE and batches, arrays written whole."""
-    vae, recipe = load_configured_vae(config), configured_recipe(config)
+    vae = load_configured_vae(config)
     videos = {video.id: video for video in read_manifest(config.cache)}
     for clips in shards_of(read_plan(config.cache)).values():
         for clip in clips:
-            chunks = [frames for _, _, frames in decode_clips(videos[clip.video], [clip], recipe.latent.chunk_frames)]
+            chunks = [frames for _, _, frames in decode_clips(videos[clip.video], [clip])]
             encoded = encode_chunks(vae, np.stack(chunks), [0] * len(chunks))  # (chunks, c, t, h, w)
             latents = np.concatenate(list(encoded), axis=1)  # (c, t, h, w)
             publish(config.cache.root / "plain" / f"{clip.key}.npy", array_bytes(latents))

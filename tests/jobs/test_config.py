@@ -49,6 +49,8 @@ def test_a_configuration_cannot_be_changed() -> None:
         ("text.encoder=nosuch", r"text\.encoder: found 'nosuch': not known; known: bytes"),
         ("train.masks={sideways = 0.1}", r"train\.masks: .*masks sideways: not known; known are identity"),
         ("train.masks={random = 0.7, image_head = 0.7}", r"train\.masks: .*sum at most 1"),
+        ("train.filter=fps = 24", r"train\.filter: found 'fps = 24': not an expression"),
+        ("recipe.filter=open('x') == 1", r"recipe\.filter: .*is not understood; known are names"),
         ("model.name=nosuch", r"model\.name: found 'nosuch': not known; known: stdit3-xl/2"),
         ("model.overrides={dept = 3}", r"model\.overrides: .*dept.* fields of stdit3-tiny: hidden_size, depth"),
         ("train.steps", r"overrides look like section\.key=value"),

@@ -1,100 +1,40 @@
-"""What the encode verb promises beyond bytes: crashes of decoders, and sources that are gone."""
+"""What the encode verb promises beyond bytes: looks, costs, and what becomes of videos that are bad or gone."""
 
-import os
+import json
 import shutil
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
-import ray
 
-from jobs.config import EncodeConfig, RunConfig
-from jobs.decode import Decoded, Decoders, Failed, ShardWork, VideoWork, decode_groups
-from jobs.encode import encode, shard_work
-from jobs.plan import read_manifest, read_plan
+from jobs.config import RunConfig
+from jobs.decode import Failed
+from jobs.encode import encode, left_out, shard_work
+from jobs.mp4 import write_mp4
+from jobs.plan import plan, read_manifest, read_plan
+from jobs.scan import scan
+from pipeline.cache import sidecar_path
+from pipeline.decode import decode_clips
 from pipeline.errors import Refused
+from pipeline.look import DARK, STATIC, look_at
 from pipeline.plan import shards_of
+from pipeline.quarantine import LEAST_BAD, read_quarantine
 from pipeline.recipe import read_recipe
-from tests.conftest import digests
+from pipeline.records import Clip, Quarantined, Sample
+from pipeline.tables import read_records
+from tests.conftest import cache_config, digests
+from tests.test_end_to_end import moving_bar
 
 
-@pytest.fixture
-def works(cached: RunConfig) -> list[ShardWork]:
-    """The shards of the cache as an encoder is given them."""
-    videos = {video.id: video for video in read_manifest(cached.cache)}
-    recipe = read_recipe(cached.cache.root)
-    planned = shards_of(read_plan(cached.cache))
-    return [shard_work(shard, clips, videos, recipe) for shard, clips in planned.items()]
+def copied(config: RunConfig, tmp_path: Path) -> RunConfig:
+    shutil.copytree(config.cache.root, tmp_path / "cache")
+    return config.model_copy(update={"data": config.data.model_copy(update={"cache": tmp_path / "cache"})})
 
 
-def merged(works: list[ShardWork]) -> ShardWork:
-    return ShardWork("all", tuple(video for work in works for video in work.videos), ())
-
-
-def wanted(work: ShardWork) -> list[tuple[str, int]]:
-    return [(clip.key, n) for video in work.videos for clip in video.clips for n in range(clip.num_chunks)]
-
-
-def keys_of(items: Iterator[Decoded | Failed]) -> list[tuple[str, int]]:
-    return [(item.key, item.number) for item in items if isinstance(item, Decoded)]
-
-
-def test_groups_hold_every_video_once_and_are_no_larger_than_asked(works: list[ShardWork]) -> None:
-    work = merged(works)
-    groups = list(decode_groups(work, chunk_frames=17, frames_per_task=60))
-    assert tuple(video for group in groups for video in group) == work.videos
-    sizes = [sum(clip.num_chunks for video in group for clip in video.clips) * 17 for group in groups]
-    assert all(size <= 60 or len(group) == 1 for size, group in zip(sizes, groups))
-    assert len(groups) > 1
-
-
-@pytest.mark.parametrize("decode_tasks", [1, 3])
-def test_chunks_come_in_plan_order_and_the_next_shard_is_under_way(
-    local_ray: None, works: list[ShardWork], decode_tasks: int
-) -> None:
-    settings = EncodeConfig(decode_tasks=decode_tasks, frames_per_task=20)
-    decoders = Decoders(settings, chunk_frames=17)
-    for work, upcoming in zip(works, [*works[1:], None]):
-        keys = []
-        for item in decoders.read(work, upcoming):
-            assert sum(len(tasks) for tasks in decoders.running.values()) <= decode_tasks
-            keys += keys_of(iter([item]))
-        assert keys == wanted(work)
-        if upcoming and decode_tasks > 1:
-            assert decoders.running[upcoming.shard]
-    assert not decoders.running and not decoders.waiting
-
-
-def test_a_decoder_that_dies_takes_only_its_own_video_along(
-    local_ray: None, works: list[ShardWork], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A group's process is killed in the middle; its videos are tried one by one, and the culprit is named."""
-    work = merged(works)
-    culprit = work.videos[1].video.id
-    monkeypatch.setattr("jobs.decode.decode", dies_of(culprit))
-    items = list(Decoders(EncodeConfig(frames_per_task=10**6), chunk_frames=17).read(work, None))
-    (failed,) = [item for item in items if isinstance(item, Failed)]
-    assert (failed.video, failed.attempts) == (culprit, 2)
-    assert "died" in failed.reason
-    others = ShardWork("others", tuple(video for video in work.videos if video.video.id != culprit), ())
-    assert set(wanted(others)) <= set(keys_of(iter(items)))
-
-
-def dies_of(culprit: str) -> Any:
-    """The decode task, in a process that is killed when it comes to one video, as a decoder's segfault would."""
-    from jobs import decode as original
-
-    plain = original.decode._function  # pyright: ignore
-
-    @ray.remote(num_cpus=1, max_retries=0)
-    def decode(group: tuple[VideoWork, ...], chunk_frames: int) -> Iterator[Decoded | Failed]:
-        for work in group:
-            if work.video.id == culprit:
-                os.kill(os.getpid(), 9)
-            yield from plain((work,), chunk_frames)
-
-    return decode
+def first_shard(config: RunConfig) -> tuple[str, list[Clip]]:
+    return next(iter(shards_of(read_plan(config.cache)).items()))
 
 
 def test_committed_shards_do_not_need_their_videos_any_more(cached: RunConfig, tmp_path: Path) -> None:
@@ -105,13 +45,91 @@ def test_committed_shards_do_not_need_their_videos_any_more(cached: RunConfig, t
     assert digests(config.cache.root) == before
 
 
-def test_a_missing_shard_of_a_forgotten_video_is_refused(
-    cached: RunConfig, works: list[ShardWork], tmp_path: Path
-) -> None:
+def test_a_missing_shard_of_a_forgotten_video_is_refused(cached: RunConfig) -> None:
+    shard, clips = first_shard(cached)
     with pytest.raises(Refused, match="the manifest no longer has"):
-        shard_work("64x64/0000-000000", list(works[0].videos[0].clips), {}, read_recipe(cached.cache.root))
+        shard_work(shard, clips, {}, read_recipe(cached.cache.root))
 
 
-def copied(config: RunConfig, tmp_path: Path) -> RunConfig:
-    shutil.copytree(config.cache.root, tmp_path / "cache")
-    return config.model_copy(update={"data": config.data.model_copy(update={"cache": tmp_path / "cache"})})
+def test_every_clip_is_cached_with_its_look(cached: RunConfig) -> None:
+    clips = {clip.key: clip for clip in read_plan(cached.cache)}
+    videos = {video.id: video for video in read_manifest(cached.cache)}
+    for sample in read_records([cached.cache.index], Sample)[:3]:
+        clip = clips[sample.key]
+        chunks = [look_at(frames) for _, _, frames in decode_clips(videos[clip.video], [clip])]
+        for name in ("luminance", "motion", "sharpness"):
+            assert getattr(sample, name) == pytest.approx(np.mean([getattr(look, name) for look in chunks]))
+        assert (sample.dark, sample.static) == (sample.luminance < DARK, sample.motion < STATIC)
+
+
+def test_dark_and_still_clips_are_marked_and_images_are_not_called_still(local_ray: None, tmp_path: Path) -> None:
+    light = np.full((17, 64, 64, 3), 200, np.uint8)
+    write_mp4(tmp_path / "videos" / "still.mp4", light, 8)
+    write_mp4(tmp_path / "videos" / "black.mp4", light // 100, 8)
+    write_mp4(tmp_path / "videos" / "moving.mp4", moving_bar(17, 1), 8)
+    write_mp4(tmp_path / "videos" / "image.mp4", light[:1], 8)
+    config = cache_config(tmp_path / "videos", tmp_path)
+    for verb in (scan, plan, encode):
+        verb(config)
+    names = {video.id: Path(video.path).stem for video in read_manifest(config.cache)}
+    marks = {names[one.video]: (one.dark, one.static) for one in read_records([config.cache.index], Sample)}
+    assert marks == {
+        "still": (False, True),
+        "black": (True, True),
+        "moving": (False, False),
+        "image": (False, False),
+    }
+
+
+def test_every_shard_tells_what_it_cost(cached: RunConfig) -> None:
+    lines = [json.loads(line) for line in cached.cache.events.read_text().splitlines()]
+    shards = [line for line in lines if (line["verb"], line["event"]) == ("encode", "shard")]
+    index = pq.read_table(cached.cache.index)
+    assert sum(line["latent_bytes"] for line in shards) == sum(index["latent_bytes"].to_pylist())
+    assert sum(line["chunks"] for line in shards) == sum(index["num_chunks"].to_pylist())
+    assert all(0 <= line["wait_s"] <= line["total_s"] for line in shards)
+    assert sum(line["decode_cpu_s"] for line in shards) > 0
+
+
+def test_removed_videos_are_left_out_of_their_shard_and_noted(cached: RunConfig) -> None:
+    shard, clips = first_shard(cached)
+    gone = clips[0].video
+    videos = {one.id: replace(one, removed=one.id == gone) for one in read_manifest(cached.cache)}
+    work = shard_work(shard, clips, videos, read_recipe(cached.cache.root))
+    kept = [clip for one in work.videos for clip in one.clips]
+    assert kept == [clip for clip in clips if clip.video != gone] != clips
+    [noted] = left_out(work, {})
+    assert (noted.video, noted.stage, noted.shard, noted.path) == (gone, "encode", shard, videos[gone].path)
+    assert "bring it back" in noted.reason
+
+
+def test_the_quarantine_of_a_shard_tells_all_that_is_known_of_a_failure(cached: RunConfig) -> None:
+    shard, clips = first_shard(cached)
+    videos = {one.id: one for one in read_manifest(cached.cache)}
+    bad = videos[clips[0].video]
+    work = shard_work(shard, clips, videos, read_recipe(cached.cache.root))
+    [noted] = left_out(work, {bad.id: Failed(bad.id, "damaged", 2, "error while decoding MB 3 7")})
+    assert noted == Quarantined(
+        bad.path, "decode", "damaged", 2, bad.id, shard, "error while decoding MB 3 7", bad.size_bytes, bad.mtime_ns
+    )
+
+
+def test_too_many_bad_videos_stop_the_run_and_what_is_committed_stays(local_ray: None, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    for seed in range(LEAST_BAD + 2):
+        write_mp4(videos / f"{seed:02d}.mp4", moving_bar(17, seed), 8)
+    config = cache_config(videos, tmp_path, "encode.shard_bytes=5000", "recipe.scenes=off", "encode.forecast=false")
+    scan(config)
+    plan(config)
+    shards = list(shards_of(read_plan(config.cache)))
+    good = {clip.video for clip in read_plan(config.cache) if clip.shard == shards[0]}
+    for video in read_manifest(config.cache):
+        if video.id not in good:
+            Path(video.path).write_bytes(b"another file by now")
+    with pytest.raises(
+        Refused, match=r"\d+ of the \d+ videos decoded so far are bad, more than data.max_bad_fraction=0.1"
+    ):
+        encode(config)
+    assert sidecar_path(config.cache.latents, shards[0]).exists()
+    assert not config.cache.index.exists()
+    assert len(read_quarantine(config.cache)) >= LEAST_BAD

@@ -45,6 +45,16 @@ def test_every_verb_is_there_and_explains_itself(call: Call, capsys: pytest.Capt
         assert len(capsys.readouterr().out) > 200
 
 
+@pytest.mark.parametrize("verb", ["list", "retry"])
+def test_the_quarantine_can_be_listed_and_retried(
+    here: Path, call: Call, capsys: pytest.CaptureFixture, verb: str
+) -> None:
+    assert call("quarantine", verb, "--help") == 0
+    assert len(capsys.readouterr().out) > 200
+    assert call("quarantine", verb, "data.cache=other", "--paths", "*.mp4") == 0
+    assert capsys.readouterr().out.startswith("quarantine: 0 ")
+
+
 def test_python_m_jobs_is_the_console_script() -> None:
     told = subprocess.run([sys.executable, "-m", "jobs", "--help"], capture_output=True, text=True, check=True)
     assert "Raw videos in, a trained video diffusion transformer out." in told.stdout

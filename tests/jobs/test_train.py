@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from einops import rearrange, reduce
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -15,9 +17,16 @@ from jobs.metrics import read_metrics
 from jobs.mp4 import read_mp4
 from jobs.run import run
 from jobs.sample import sample
-from jobs.train import train
+from jobs.shapes import make_shapes
+from jobs.train import compute_losses, train
+from models.diffusion.draws import draw
+from models.diffusion.rectified_flow import timestep_transform
 from models.dit import load_dit
 from pipeline.errors import Refused
+from pipeline.loader import Batch, open_training_set
+from pipeline.recipe import read_recipe
+from pipeline.tables import read_metadata
+from tests.conftest import cache_config, fill_cache
 
 
 def changed(config: RunConfig, **updates: object) -> RunConfig:
@@ -124,6 +133,127 @@ def test_a_cache_under_another_normalization_is_converted_where_the_run_says_so(
     trained = json.loads((tmp_path / "model" / "trained.json").read_text())
     assert trained["recipe"]["latent"]["scaling_factor"] == 2.0  # what the model's samples are to be decoded with
     assert losses(other)[0] > 0
+
+
+class Answers:
+    """Stands for the engine: its model gives the same answer whatever it is asked, so that only the loss is seen."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.model = self
+        self.answer = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()  # (B, c, t, h, w)
+        self.asked: dict[str, torch.Tensor] = {}
+
+    def null_text(self, num_tokens: int) -> torch.Tensor:
+        return torch.zeros(num_tokens, 8)
+
+    def __call__(self, noisy: torch.Tensor, timesteps: torch.Tensor, *_: torch.Tensor, **how: torch.Tensor):
+        self.asked = {"timesteps": timesteps, **how}
+        return self.answer
+
+
+def make_batch(latents: torch.Tensor, num_frames: int, num_filled: list[int]) -> Batch:
+    """A batch of 64x64 clips, of whose latents (B, c, t, h, w) so many are filled."""
+    size = len(latents)
+    return Batch(
+        num_frames=num_frames,
+        latents=latents,
+        std=None,
+        filled=torch.arange(latents.shape[2]) < torch.tensor(num_filled)[:, None],
+        text=torch.zeros(size, 3, 8),
+        text_mask=torch.ones(size, 3, dtype=torch.bool),
+        fps=torch.full((size,), 24.0),
+        height=torch.full((size,), 64.0),
+        width=torch.full((size,), 64.0),
+        weights=torch.ones(size),
+        positions=torch.arange(size),
+        keys=tuple(map(str, range(size))),
+    )
+
+
+@pytest.mark.parametrize("masks", [{}, {"random": 0.5, "image_head": 0.5}])
+def test_neither_loss_nor_gradient_depends_on_what_stands_in_padding(masks: dict[str, float]) -> None:
+    config = changed(RunConfig(), masks=masks)
+    latents = torch.randn(8, 4, 10, 2, 2)
+    batch = make_batch(latents, 34, [10, 6, 7, 1, 10, 6, 7, 1])
+    other = torch.where(rearrange(batch.filled, "b t -> b 1 t 1 1"), latents, 1e4 * torch.randn_like(latents))
+    engine, disturbed = Answers(latents.shape), Answers(latents.shape)
+    losses = compute_losses(engine, config, batch, 3)  # pyright: ignore
+    assert torch.equal(losses, compute_losses(disturbed, config, replace(batch, latents=other), 3))  # pyright: ignore
+    assert (losses > 0.1).all()  # none has nothing to learn
+    losses.sum().backward()
+    learned = reduce(engine.answer.grad.abs(), "b c t h w -> b t", "sum") > 0  # pyright: ignore
+    assert torch.equal(learned, batch.filled & engine.asked.get("x_mask", torch.ones_like(batch.filled)))
+
+
+def test_padding_leaves_the_loss_of_what_is_filled_as_it_is() -> None:
+    latents = torch.randn(2, 4, 5, 2, 2)
+    answers = Answers(latents.shape)
+    padded = compute_losses(answers, RunConfig(), make_batch(latents, 17, [2, 5]), 0)  # pyright: ignore
+    whole = compute_losses(answers, RunConfig(), make_batch(latents, 17, [5, 5]), 0)  # pyright: ignore
+    torch.testing.assert_close(padded[1], whole[1])
+    noise = draw(0, 0, [0, 1], (4, 5, 2, 2), 0.1).noise
+    torch.testing.assert_close(padded[0], (answers.answer - latents + noise)[0, :, :2].square().mean())
+
+
+def test_an_images_timesteps_are_those_of_one_latent() -> None:
+    config, asked = RunConfig(), []
+    for num_frames, latents in ((1, torch.randn(2, 4, 1, 2, 2)), (17, torch.randn(2, 4, 5, 2, 2))):
+        engine = Answers(latents.shape)
+        compute_losses(engine, config, make_batch(latents, num_frames, [latents.shape[2]] * 2), 0)  # pyright: ignore
+        asked.append(engine.asked["timesteps"])
+    drawn = draw(config.train.seed, 0, [0, 1], (4, 1, 2, 2), 0.1).timesteps
+    torch.testing.assert_close(asked[0], timestep_transform(drawn, 64, 64, 1))
+    assert (asked[0] < asked[1]).all()
+
+
+@pytest.fixture(scope="module")
+def mixed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A cache of two images and four clips whose tails are padded."""
+    root = tmp_path_factory.mktemp("mixed")
+    make_shapes(root / "videos", num_clips=4)
+    (root / "videos" / "captions.csv").unlink()
+    for number in range(2):
+        Image.new("RGB", (80, 70), (90 * number, 200, 40)).save(root / "videos" / f"{number}.png")
+    config = cache_config(root / "videos", root, "recipe.tail=pad", "train.workers=1", "train.steps=4")
+    fill_cache(config)
+    return config
+
+
+def test_images_and_padded_clips_are_trained_and_sampled(mixed: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = open_training_set(mixed.cache, read_recipe(mixed.cache.root), "bytes").samples.to_pylist()
+    images = [row for row in samples if row["num_frames"] == 1]
+    padded = [row for row in samples if row["valid_frames"] < row["num_frames"]]
+    others = len(samples) - len(images) - len(padded)
+    assert len(images) == 2 and padded and others
+    assert {row["fps"] for row in images} == {120.0}
+    wanted = "num_frames == 1 or valid_frames < num_frames"
+    config = changed(mixed, masks={"random": 0.5, "image_head": 0.5}, filter=wanted)
+    train(config)
+    told = f"on {len(images + padded)} clips; left out: 0 of videos that left the source, {others} that train.filter"
+    assert told in capsys.readouterr().out
+    assert len(losses(config)) == 4 and all(0 < loss < 100 for loss in losses(config))
+    settings = config.sample.model_copy(update={"steps": 1, "num_prompts": 1})
+    sample(config.model_copy(update={"sample": settings}))
+    assert read_mp4(config.train.out / "samples" / "000.mp4").shape == (17, 64, 64, 3)
+    with pytest.raises(Refused, match=r"train\.filter was 'num_frames == 1 or .*, now ''; change it back"):
+        train(changed(config, steps=5, filter=""))
+    with pytest.raises(Refused, match="none is left to train on"):
+        train(changed(config, filter="fps > 1000"))
+
+
+def test_a_removed_video_is_trained_on_no_more_and_breaks_nothing(mixed: RunConfig, tmp_path: Path) -> None:
+    shutil.copytree(mixed.cache.root, tmp_path / "cache")
+    shutil.copytree(mixed.data.source, tmp_path / "videos")
+    (tmp_path / "videos" / "0.png").unlink()
+    places = {"cache": tmp_path / "cache", "source": str(tmp_path / "videos")}
+    config = mixed.model_copy(update={"data": mixed.data.model_copy(update=places)})
+    before = open_training_set(config.cache, read_recipe(config.cache.root), "bytes")
+    fill_cache(config)
+    after = open_training_set(config.cache, read_recipe(config.cache.root), "bytes")
+    assert (after.samples.num_rows, after.num_removed) == (before.samples.num_rows - 1, 1)
+    assert read_metadata(config.cache.index) == read_metadata(mixed.cache.index)  # the shards are as they were
 
 
 def started_from(config: RunConfig, path: Path, out: Path) -> dict[str, torch.Tensor]:

@@ -47,6 +47,14 @@ def test_latents_are_counted_chunk_by_chunk(frames: int, latents: int):
     assert SPEC.latent_frames(frames) == latents
 
 
+@pytest.mark.parametrize(
+    ("valid", "latents"),
+    [(1, 1), (2, 2), (5, 2), (6, 3), (13, 4), (14, 5), (17, 5), (18, 6), (19, 7), (33, 10), (34, 10)],
+)
+def test_a_latent_of_a_whole_chunk_is_filled_by_one_frame_of_its_own(valid: int, latents: int):
+    assert SPEC.filled_latents(valid) == latents
+
+
 def test_every_whole_chunk_adds_five_latents():
     assert [SPEC.latent_frames(17 + frames) for frames in range(40)] == [
         5 + SPEC.latent_frames(frames) for frames in range(40)

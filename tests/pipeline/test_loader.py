@@ -18,7 +18,7 @@ from pipeline.errors import Refused
 from pipeline.index import merge_index
 from pipeline.loader import Batch, ClipReader, TrainingSet, load_batches, open_training_set
 from pipeline.recipe import Recipe
-from pipeline.records import Sample, TextSample, Video
+from pipeline.records import Sample, TextSample, Tombstone, Video
 from pipeline.sample import array_bytes
 from pipeline.schedule import Schedule, Slot
 from pipeline.shard import Member, Packed, write_shard
@@ -29,39 +29,49 @@ RECIPE = Recipe(load_vae("dct").spec, fps=24.0, buckets=((64, 64), (64, 96)), ma
 ENCODER = ByteEncoder(32)
 BUCKETS = {"64x64/0000-000000": (64, 64), "64x64/0000-000001": (64, 64), "64x96/0000-000000": (64, 96)}
 CAPTIONS = ["a red square", "", "ein grüner Kreis", "b", "two"]
+VIDEOS = {
+    f"v{n}": Video(f"v{n}", f"/{n}", caption, 1, 1, "h264", 0, 999, 999, 99, 0.0, 4.0, 24.0, f'{{"rank": {n}}}')
+    for n, caption in enumerate(CAPTIONS)
+}
 
 
-def latent(key: str, bucket: tuple[int, int], channels: int = 16) -> np.ndarray:
+def latent(key: str, bucket: tuple[int, int], channels: int = 16, frames: int = 5) -> np.ndarray:
     seed = int.from_bytes(key.encode(), "little")
-    return np.random.default_rng(seed).normal(size=(channels, 5, bucket[0] // 8, bucket[1] // 8)).astype(np.float16)
+    size = (channels, frames, bucket[0] // 8, bucket[1] // 8)
+    return np.random.default_rng(seed).normal(size=size).astype(np.float16)
 
 
 def write_latents(
-    cache: Cache, shard: str, bucket: tuple[int, int], clips: int, first: int, recipe: Recipe = RECIPE
+    cache: Cache,
+    shard: str,
+    bucket: tuple[int, int],
+    clips: int,
+    first: int,
+    recipe: Recipe = RECIPE,
+    frames: tuple[int, int, int] = (1, 17, 17),
 ) -> None:
+    """A shard of clips of so many chunks, frames and valid frames, of the videos v0 to v4 in turn."""
     keys, channels = [f"k{first + number}" for number in range(clips)], recipe.latent.stored_channels
+    num_latents = recipe.latent.latent_frames(frames[1])
 
     def rows(where: dict[str, Member]) -> list[Sample]:
         found = []
         for number, key in enumerate(keys, start=first):
             npy, facts = where[f"{key}.latent.npy"], where[f"{key}.json"]
             lies = (npy.offset, npy.num_bytes, npy.crc32c, facts.offset, facts.num_bytes)
-            found.append(Sample(key, shard, f"v{number % 5}", 0.0, 20.0 + number, *bucket, 1, 17, 17, *lies))
+            found.append(Sample(key, shard, f"v{number % 5}", 0.0, 20.0 + number, *bucket, *frames, *lies))
         return found
 
-    packed = [Packed(key, {"latent.npy": array_bytes(latent(key, bucket, channels)), "json": b"{}"}) for key in keys]
+    contents = {key: array_bytes(latent(key, bucket, channels, num_latents)) for key in keys}
+    packed = [Packed(key, {"latent.npy": contents[key], "json": b"{}"}) for key in keys]
     write_shard(cache.latents, shard, packed, Sample, rows, {"recipe": recipe.fingerprint()})
 
 
 def write_cache(root: Path, shards: dict[str, tuple[int, int]], clips: int, recipe: Recipe = RECIPE) -> Cache:
     cache = Cache(root)
-    videos = {
-        f"v{n}": Video(f"v{n}", f"/{n}", caption, 1, 1, "", 0, 64, 64, 99, 0.0, 4.0, 24.0)
-        for n, caption in enumerate(CAPTIONS)
-    }
     for number, (shard, bucket) in enumerate(shards.items()):
         write_latents(cache, shard, bucket, clips, number * clips, recipe)
-        write_text_shard(cache.text("bytes"), text_shard(cache, shard, videos, ENCODER.fingerprint()), ENCODER)
+        write_text_shard(cache.text("bytes"), text_shard(cache, shard, VIDEOS, ENCODER.fingerprint()), ENCODER)
     merge_index(cache.index, cache.latents, list(shards), Sample)
     merge_index(cache.text_index("bytes"), cache.text("bytes"), list(shards), TextSample)
     return cache
@@ -73,8 +83,8 @@ def cache(tmp_path: Path) -> Cache:
     return write_cache(tmp_path, BUCKETS, 5)
 
 
-def open_set(cache: Cache) -> TrainingSet:
-    return open_training_set(cache, RECIPE, "bytes")
+def open_set(cache: Cache, filter: str = "") -> TrainingSet:
+    return open_training_set(cache, RECIPE, "bytes", filter=filter)
 
 
 def batches(data: TrainingSet, workers: int = 0, rank: int = 0, num_ranks: int = 1, size: int = 4) -> list[Batch]:
@@ -225,6 +235,119 @@ def test_a_cache_without_clips_is_refused(tmp_path: Path) -> None:
     assert sidecar_path(cache.latents, "64x64/0000-000000").exists()
     with pytest.raises(Refused, match="holds no clips"):
         open_set(cache)
+
+
+def remove(cache: Cache, *videos: str) -> None:
+    write_records(cache.tombstones, Tombstone, [Tombstone(video, "") for video in videos])
+
+
+def kept(data: TrainingSet) -> list[int]:
+    """Numbers of the clips that are trained on; clip n is of the video n % 5."""
+    assert data.samples["key"] == data.texts["key"]
+    return [int(key[1:]) for key in data.samples["key"].to_pylist()]
+
+
+def test_removed_videos_are_left_out(cache: Cache) -> None:
+    remove(cache, "v1", "v4", "never planned")
+    data = open_set(cache)
+    assert kept(data) == [number for number in range(15) if number % 5 not in (1, 4)]
+    assert (data.num_removed, data.num_filtered) == (6, 0)
+    seen = {key for batch in batches(data) for key in batch.keys}
+    assert seen == {f"k{number}" for number in kept(data)}
+
+
+def test_what_is_read_of_the_clips_that_are_left_is_still_theirs(cache: Cache) -> None:
+    remove(cache, "v0")
+    data = open_set(cache)
+    rows = {row["key"]: row for row in data.samples.to_pylist()}
+    for batch in batches(data):
+        for place, key in enumerate(batch.keys):
+            wanted = ENCODER.encode([CAPTIONS[int(key[1:]) % 5]])[0]
+            assert np.array_equal(batch.latents[place], latent(key, (rows[key]["height"], rows[key]["width"])))
+            assert np.array_equal(batch.text[place][batch.text_mask[place]], wanted)
+
+
+@pytest.mark.parametrize(
+    ("filter", "wanted"),
+    [
+        ("", range(15)),
+        ("rank >= 3", [3, 4, 8, 9, 13, 14]),
+        ("width > 64 and codec == 'h264'", range(10, 15)),
+        ("height == 999 or fps == 24", [4]),
+        ("'red' in caption", [0, 5, 10]),
+        ("not dark and num_chunks > 0 and rank != 2", [n for n in range(15) if n % 5 != 2]),
+    ],
+)
+def test_the_filter_sees_the_index_then_the_manifest_then_the_users_columns(
+    cache: Cache, filter: str, wanted: list[int]
+) -> None:
+    write_records(cache.manifest, Video, reversed(VIDEOS.values()))
+    data = open_set(cache, filter)
+    assert kept(data) == list(wanted)
+    assert data.num_filtered == 15 - len(wanted)
+
+
+def test_the_filter_counts_only_videos_that_are_still_there(cache: Cache) -> None:
+    write_records(cache.manifest, Video, VIDEOS.values())
+    remove(cache, "v1")
+    data = open_set(cache, "rank > 1")
+    assert (data.samples.num_rows, data.num_removed, data.num_filtered) == (9, 3, 3)
+
+
+def test_a_clip_whose_video_the_manifest_forgot_matches_nothing_of_it(cache: Cache) -> None:
+    write_records(cache.manifest, Video, [VIDEOS["v2"]])
+    assert kept(open_set(cache, "rank >= 0")) == [2, 7, 12]
+
+
+def test_nothing_left_to_train_on_is_refused_with_the_counts(cache: Cache) -> None:
+    write_records(cache.manifest, Video, VIDEOS.values())
+    remove(cache, "v0")
+    with pytest.raises(
+        Refused, match=r"of 15 clips none is left.*3 are of videos that left.*12 do not match.*'rank > 9'"
+    ):
+        open_set(cache, "rank > 9")
+
+
+@pytest.mark.parametrize(("filter", "message"), [("quality > 1", "'quality' is not known"), ("fps", "a truth value")])
+def test_a_filter_that_does_not_fit_is_refused(cache: Cache, filter: str, message: str) -> None:
+    write_records(cache.manifest, Video, VIDEOS.values())
+    with pytest.raises(Refused, match=message):
+        open_set(cache, filter)
+
+
+def test_a_filter_needs_the_manifest(cache: Cache) -> None:
+    with pytest.raises(Refused, match=r"part-00000\.parquet: not found, and train\.filter needs it"):
+        open_set(cache, "fps > 1")
+
+
+def read_all(root: Path, *frames: tuple[int, int, int]) -> list[Batch]:
+    """The batches of a cache with a shard of two clips for each (chunks, frames, valid frames)."""
+    cache, shards = Cache(root), []
+    for number, shape in enumerate(frames):
+        shards.append(f"64x64/0000-{number:06d}")
+        write_latents(cache, shards[-1], (64, 64), 2, 2 * number, frames=shape)
+        write_text_shard(cache.text("bytes"), text_shard(cache, shards[-1], VIDEOS, ENCODER.fingerprint()), ENCODER)
+    merge_index(cache.index, cache.latents, shards, Sample)
+    merge_index(cache.text_index("bytes"), cache.text("bytes"), shards, TextSample)
+    return batches(open_set(cache), size=4)
+
+
+def test_images_come_in_batches_of_their_own(tmp_path: Path) -> None:
+    found = read_all(tmp_path, (1, 1, 1), (1, 17, 17))[:2]
+    assert {(batch.num_frames, tuple(batch.latents.shape)) for batch in found} == {
+        (1, (4, 16, 1, 8, 8)),
+        (17, (4, 16, 5, 8, 8)),
+    }
+    assert all(batch.filled.all() and batch.filled.shape == (4, batch.latents.shape[2]) for batch in found)
+
+
+def test_latents_of_nothing_but_padding_are_told(tmp_path: Path) -> None:
+    valid = {0: 34, 1: 18, 2: 23, 3: 1}  # by shard
+    filled = {34: 10, 18: 6, 23: 8, 1: 1}  # 23 = 17 + 1 + 4 + 1
+    for batch in read_all(tmp_path, *((2, 34, frames) for frames in valid.values())):
+        assert batch.num_frames == 34 and batch.filled.dtype == torch.bool
+        for key, row in zip(batch.keys, batch.filled.tolist(), strict=True):
+            assert row == [number < filled[valid[int(key[1:]) // 2]] for number in range(10)]
 
 
 MOMENTS = replace(RECIPE, latent=replace(RECIPE.latent, posterior="moments"))

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from jobs.plan import write_tombstones
 from pipeline.cache import Cache
-from pipeline.quarantine import read_quarantine, set_aside
-from pipeline.records import Quarantined
+from pipeline.quarantine import LEAST_BAD, read_quarantine, set_aside, too_many
+from pipeline.records import Quarantined, Tombstone
 
 BAD = Quarantined("/b.mp4", "scan", "no video stream", 1)
 WORSE = Quarantined("/a.mp4", "decode", "damaged: 3 of 90 frames can be decoded", 2)
@@ -35,3 +36,20 @@ def test_a_stage_that_goes_well_leaves_no_file(tmp_path: Path) -> None:
     set_aside(cache, "scan", [])
     assert read_quarantine(cache) == [WORSE]
     assert cache.quarantines() == [cache.quarantine("plan")]
+
+
+def test_nobody_waits_for_a_video_that_has_left(tmp_path: Path) -> None:
+    cache, gone = Cache(tmp_path), Quarantined("/c.mp4", "decode", "damaged", 2, video="c")
+    set_aside(cache, "64x64/0000-000000", [gone])
+    write_tombstones(cache, [Tombstone("c", "/c.mp4")])
+    assert read_quarantine(cache) == []
+    write_tombstones(cache, [])
+    assert read_quarantine(cache) == [gone]
+
+
+def test_a_share_of_bad_videos_is_too_many_only_where_they_are_many() -> None:
+    assert not too_many(LEAST_BAD - 1, LEAST_BAD - 1, 0.1)
+    assert too_many(LEAST_BAD, LEAST_BAD, 0.1)
+    assert not too_many(LEAST_BAD, 10 * LEAST_BAD, 0.1)
+    assert too_many(LEAST_BAD + 1, 10 * LEAST_BAD, 0.1)
+    assert not too_many(10**6, 10**6, 1.0)

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from pipeline.schedule import GlobalBatch, Schedule, rank_slots, rank_steps
 
-KINDS = [(64, 64, 1), (64, 64, 2), (64, 96, 1), (96, 64, 1)]  # height, width, chunks
+KINDS = [(64, 64, 17), (64, 64, 1), (64, 96, 17), (96, 64, 34)]  # height, width, frames: the second an image
 
 
 def table(kinds: list[int], shards: list[int]) -> pa.Table:
-    heights, widths, chunks = zip(*(KINDS[kind] for kind in kinds), strict=True)
+    heights, widths, frames = zip(*(KINDS[kind] for kind in kinds), strict=True)
     names = [f"s/{shard:06d}" for shard in shards]
-    return pa.table({"height": heights, "width": widths, "num_chunks": chunks, "shard": names})
+    return pa.table({"height": heights, "width": widths, "num_frames": frames, "shard": names})
 
 
 TABLES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=1, max_size=40).map(
@@ -41,7 +41,7 @@ def test_an_epoch_holds_every_row_once_and_fillers_weigh_nothing(samples, size: 
 
 @given(TABLES, SIZES, SEEDS)
 def test_a_batch_is_of_one_bucket(samples, size: int, seed: int) -> None:
-    rows = samples.select(["height", "width", "num_chunks"]).to_pylist()
+    rows = samples.select(["height", "width", "num_frames"]).to_pylist()
     for batch in Schedule(samples, size, seed).epoch(0):
         assert len({tuple(rows[row].values()) for row in batch.rows}) == 1
 

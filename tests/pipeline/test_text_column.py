@@ -115,6 +115,12 @@ def test_the_recipe_of_the_latents_travels_along(cache: Cache) -> None:
     assert read_metadata(sidecar_path(column, SHARD))["recipe"] == "r"
 
 
-def test_a_video_that_left_the_manifest_is_refused(cache: Cache) -> None:
-    with pytest.raises(Refused, match="manifest"):
+def test_a_removed_video_keeps_its_caption(cache: Cache) -> None:
+    removed = {identity: replace(one, removed=True) for identity, one in VIDEOS.items()}
+    fingerprint = ByteEncoder(32).fingerprint()
+    assert text_shard(cache, SHARD, removed, fingerprint) == text_shard(cache, SHARD, VIDEOS, fingerprint)
+
+
+def test_a_video_that_the_manifest_forgot_is_refused(cache: Cache) -> None:
+    with pytest.raises(Refused, match="1 of its videos are not in the manifest.*restore it"):
         text_shard(cache, SHARD, {"1": VIDEOS["1"], "2": VIDEOS["2"]}, ByteEncoder(32).fingerprint())

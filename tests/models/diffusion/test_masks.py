@@ -17,6 +17,7 @@ from models.diffusion.masks import (
     check_mixture,
     choose,
     draw_mask,
+    leave_padding_out,
     mask_from,
     masked_mean,
 )
@@ -52,6 +53,30 @@ def test_something_is_always_denoised(name: str, frames: int) -> None:
         assert mask.any()
         if frames == 1:
             assert mask.all()  # an image is never given
+
+
+def test_without_padding_masks_stay_as_they_are() -> None:
+    filled, mask = torch.ones(2, 5, dtype=torch.bool), torch.tensor([[False, True, True, True, True]] * 2)
+    assert leave_padding_out(None, filled) == (None, None)
+    assert all(one is mask for one in leave_padding_out(mask, filled))
+
+
+def test_padding_is_denoised_and_does_not_count() -> None:
+    filled = torch.tensor([[True, True, False], [True, True, True]])
+    denoised, counted = leave_padding_out(None, filled)
+    assert denoised is None and counted is not None and torch.equal(counted, filled)
+    given_first = torch.tensor([[False, True, True], [False, True, True]])
+    denoised, counted = leave_padding_out(given_first, filled)
+    assert denoised is not None and torch.equal(denoised, given_first)
+    assert counted is not None and counted.tolist() == [[False, True, False], [False, True, True]]
+
+
+def test_a_sample_whose_mask_gives_all_but_padding_is_denoised_whole() -> None:
+    filled = torch.tensor([[True, False, False], [True, True, False]])
+    mask = torch.tensor([[False, True, True], [False, True, True]])
+    denoised, counted = leave_padding_out(mask, filled)
+    assert denoised is not None and denoised.tolist() == [[True, True, True], [False, True, True]]
+    assert counted is not None and counted.tolist() == [[True, False, False], [False, True, False]]
 
 
 @pytest.mark.parametrize(("frames", "longest"), [(2, 1), (3, 1), (4, 1), (5, 1), (7, 1), (8, 2), (15, 3), (30, 7)])

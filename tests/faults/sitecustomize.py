@@ -1,0 +1,59 @@
+"""Decoders that crash or hang, by the name of the file: in every process started with this folder on PYTHONPATH.
+
+`segfaults.mp4` and `hangs.mp4` do so when they are opened, `segfaults late.mp4` and `hangs late.mp4` only when decord
+comes to them, which a scan without scenes never does. No other name is touched.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+OPENS = {"av": "open", "decord": "VideoReader"}  # what opens a file, by its package
+
+
+def fail(package: str, path: str) -> None:
+    """Do what the file's name says."""
+    name = os.path.basename(path)
+    if "late" in name and package != "decord":
+        return
+    if name.startswith("segfaults"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    while name.startswith("hangs"):
+        ctypes.PyDLL(None).pause()  # keeps the interpreter's lock, as decoders may: no thread of this process can help
+
+
+class FaultyFinder:
+    """Finds the packages of OPENS as Python does, and puts `fail` before what opens files there."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path) if name in OPENS else None
+        if spec and spec.loader:
+            make_faulty(spec.loader)
+        return spec
+
+
+def make_faulty(loader: Loader) -> None:
+    execute = loader.exec_module
+
+    def execute_and_change(module: ModuleType) -> None:
+        execute(module)
+        package, name = module.__name__, OPENS[module.__name__]
+        opens: Callable[..., Any] = getattr(module, name)
+
+        def open_or_fail(path: Any, *arguments: Any, **options: Any) -> Any:
+            fail(package, str(path))
+            return opens(path, *arguments, **options)
+
+        setattr(module, name, open_or_fail)
+
+    loader.exec_module = execute_and_change
+
+
+sys.meta_path.insert(0, FaultyFinder)
