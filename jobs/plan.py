@@ -26,7 +26,10 @@ def plan(config: RunConfig) -> int:
     fresh = [video for video in videos if video.id not in planned]
     made = make_plan(fresh, read_scenes(cache), recipe, config.encode.shard_bytes, generation)
     if not made.clips and not planned:
-        reasons = "; ".join(f"{one.path}: {one.reason}" for one in made.quarantined[:3])
+        filtered = [f"recipe.filter leaves {made.account.dropped_filter} frames out"] * (
+            made.account.dropped_filter > 0
+        )
+        reasons = "; ".join([*filtered, *(f"{one.path}: {one.reason}" for one in made.quarantined[:3])])
         raise Refused(f"{cache.manifest}: none of the {len(videos)} videos gives a clip: {reasons}")
     bind_recipe(cache.root, recipe)
     set_aside(cache, "plan", made.quarantined)

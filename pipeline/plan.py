@@ -51,7 +51,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Plan:
-    """One generation: clips in shard order, the videos that give none, and where every frame went."""
+    """One generation: clips in shard order, the videos that cannot give one, and where every frame went."""
 
     clips: tuple[Clip, ...]
     quarantined: tuple[Quarantined, ...]
@@ -92,7 +92,7 @@ def make_plan(
         account.update(counts)
         if bucket and cut:
             pieces[(*bucket, chunk_frames_of(video, recipe))] += cut
-        else:
+        elif counts["dropped_filter"] < counts["frames"]:  # else it is the user who does not want it
             reason = _reason(video, len(marked), counts, recipe)
             quarantined.append(
                 Quarantined(
@@ -176,8 +176,6 @@ def _reason(video: Video, num_scenes: int, counts: Mapping[str, int], recipe: Re
             f"too small: {video.height}x{video.width}, the bucket {height}x{width} would enlarge it by {factor:g}, "
             f"recipe.upscale is {recipe.upscale:g}"
         )
-    if counts["dropped_filter"] == frames:
-        return f"recipe.filter leaves it out: {recipe.filter}"
     fps, chunk_frames = clip_fps(video.fps, recipe.fps), recipe.latent.chunk_frames
     needed = recipe.min_chunks * chunk_frames if recipe.tail != "pad" else (recipe.min_chunks - 1) * chunk_frames + 1
     left_out = f", {counts['dropped_filter']} of them left out by recipe.filter" if counts["dropped_filter"] else ""

@@ -28,10 +28,10 @@ from tests.conftest import CACHE_OVERRIDES, cache_config, digests, fill_cache
 
 
 def moving_bar(num_frames: int, seed: int) -> np.ndarray:
-    """Frames (T, 64, 64, 3) uint8 that differ from each other and between seeds."""
+    """Frames (T, 64, 64, 3) uint8 that differ from each other and between seeds; the bar turns back at the edges."""
     frames = np.full((num_frames, 64, 64, 3), 40, np.uint8)
     for number in range(num_frames):
-        left = (number * 2 + 11 * seed) % 56
+        left = abs((number * 2 + 11 * seed) % 112 - 56)
         frames[number, :, left : left + 8] = (200, 20 * seed % 256, 90)
     return frames
 
@@ -179,7 +179,7 @@ def test_bad_videos_are_quarantined_with_their_reason_and_the_others_cached(loca
     fill_cache(config)
     reasons = {Path(one.path).name: (one.stage, one.reason) for one in read_quarantine(config.cache)}
     assert reasons.keys() == {"short.mp4", "words.mp4", "good-0.mp4", "cut.mp4"}
-    assert reasons["short.mp4"] == ("plan", "too short: 16 frames at 8 fps, a chunk needs 17")
+    assert reasons["short.mp4"] == ("plan", "too short: 16 frames at 8 fps; a clip needs 17")
     assert reasons["words.mp4"][0] == "scan" and "not a video" in reasons["words.mp4"][1]
     assert reasons["good-0.mp4"][1].startswith("same content as")
     assert reasons["cut.mp4"][0] == "decode" and "damaged" in reasons["cut.mp4"][1]
