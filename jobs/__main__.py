@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.config import ConfigError, RunConfig, load_config, template
+from jobs.config import ConfigError, RunConfig
+from jobs.run_toml import load_config, template
 from pipeline.errors import Refused
 from pipeline.quarantine import read_quarantine
 from pipeline.storage import publish

@@ -1,35 +1,29 @@
-"""The run's one configuration: run.toml, with overrides from the command line. Each knob and its default stand here."""
+"""The run's one configuration: each knob, its default and its explanation stand here, and nowhere else."""
 
 import sys
 from collections.abc import Iterable
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 if sys.version_info >= (3, 11):
-    import tomllib
+    pass
 else:
-    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+    pass  # pyright: ignore[reportMissingImports]
 
-import torch
 
 from models.diffusion.masks import check_mixture
-from models.diffusion.rectified_flow import CHUNK_FRAMES, CHUNK_LATENTS, TimestepMethod
+from models.diffusion.rectified_flow import TimestepMethod
 from models.dit import DITS
-from models.latent_spec import Dtype, LatentSpec, Posterior
-from models.text import TEXT_ENCODERS, describe_text_encoder
-from models.text.interface import TextDescription, TextSettings
-from models.vae import describe_vae
-from models.vae.description import DEFAULT_CHUNK_FRAMES, Asked, Description
-from models.vae.interface import VideoVAE
-from pipeline.bucket import resolve_buckets
+from models.latent_spec import Dtype, Posterior
+from models.text import TEXT_ENCODERS
+from models.text.interface import TextSettings
+from models.vae.description import DEFAULT_CHUNK_FRAMES
 from pipeline.cache import Cache
 from pipeline.errors import Refused
 from pipeline.filter import check_filter
-from pipeline.recipe import Recipe, Scenes, Tail, read_recipe
-from pipeline.text_column import read_text_origin
+from pipeline.recipe import Scenes, Tail
 
 
 def _path_or_hub(text: str) -> str:
@@ -49,7 +43,14 @@ def _local_or_uri(text: str) -> str:
     return text if "://" in text else str(Path(text).expanduser().absolute())
 
 
-PathHere = Annotated[Path, AfterValidator(Path.absolute)]  # relative paths start where the command was given
+def _local(path: object) -> object:
+    if "://" in str(path):
+        raise ValueError("only sources may lie in an object store; wanted a folder that all nodes see")
+    return path
+
+
+# Relative paths start where the command was given.
+PathHere = Annotated[Path, BeforeValidator(_local), AfterValidator(Path.absolute)]
 PathOrUri = Annotated[str, BeforeValidator(str), AfterValidator(_local_or_uri)]
 PathOrHub = Annotated[str, AfterValidator(_path_or_hub)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -286,187 +287,3 @@ class RunConfig(Section):
     @property
     def cache(self) -> Cache:
         return Cache(self.data.cache)
-
-
-def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
-    """run.toml and `section.key=value` words -> the run's configuration; ConfigError with the dotted path."""
-    document: dict[str, Any] = {}
-    if path is not None:
-        if not path.is_file():
-            raise ConfigError(f"{path}: not found; write one with `latentmill init`, or name another run.toml")
-        try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    for word in overrides:
-        _override(document, word)
-    return make_config(document, str(path or "command line"))
-
-
-def make_config(document: dict[str, Any], origin: str) -> RunConfig:
-    """A parsed document -> configuration; ConfigError lists every wrong key."""
-    try:
-        config = RunConfig.model_validate(document)
-    except ValidationError as error:
-        raise ConfigError(f"{origin}: " + "; ".join(_explain(dict(one)) for one in error.errors())) from error
-    _check_across_sections(config)
-    return config
-
-
-def _check_across_sections(config: RunConfig) -> None:
-    """Tell what does not fit together here, before anything runs."""
-    description = describe_configured_vae(config)
-    try:
-        replace(DITS[config.model.name], **config.model.overrides)
-    except (TypeError, ValueError) as error:
-        known = ", ".join(field.name for field in fields(DITS[config.model.name]))
-        raise ConfigError(f"model.overrides: {error}; fields of {config.model.name}: {known}") from error
-    if config.recipe.min_chunks > config.recipe.max_chunks:
-        raise ConfigError(
-            f"recipe.min_chunks: {config.recipe.min_chunks} is more than recipe.max_chunks, "
-            f"{config.recipe.max_chunks}: no clip could be made; lower it, or raise recipe.max_chunks"
-        )
-    spec = description.spec
-    if config.train.timestep_transform and (spec.chunk_frames, spec.chunk_latents) != (CHUNK_FRAMES, CHUNK_LATENTS):
-        raise ConfigError(
-            f"train.timestep_transform: Open-Sora's formula counts chunks of {CHUNK_FRAMES} frames and {CHUNK_LATENTS} "
-            f"latents, those of {spec.vae} have {spec.chunk_frames} and {spec.chunk_latents}; "
-            f"set train.timestep_transform=false"
-        )
-
-
-def _explain(error: dict[str, Any]) -> str:
-    dotted = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        section = error["loc"][0] if len(error["loc"]) > 1 else None
-        model = RunConfig.model_fields[str(section)].annotation if section else RunConfig
-        return f"{dotted}: unknown key; known here: {', '.join(getattr(model, 'model_fields', {}))}"
-    return f"{dotted}: found {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
-
-
-def _override(document: dict[str, Any], word: str) -> None:
-    """`train.lr=1e-4` into the document. The value is TOML, or a bare string."""
-    dotted, equals, text = word.partition("=")
-    section, dot, key = dotted.strip().partition(".")
-    if not (equals and dot and key):
-        raise ConfigError(f"{word!r}: not understood; overrides look like section.key=value, as in train.steps=100")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    if not isinstance(document.setdefault(section, {}), dict):
-        raise ConfigError(f"{section}: found {document[section]!r}, wanted a section of keys, as in [{section}]")
-    document[section][key] = value
-
-
-def describe_configured_vae(config: RunConfig, latent: LatentSpec | None = None) -> Description:
-    """The VAE that [recipe] names, its weights unread; ConfigError where it cannot be, or does not fit the buckets.
-
-    `latent` is the spec that the run already has latents of, and by default that of its cache: where the run leaves the
-    dtype open it is theirs, so that a recipe does not change with the machine that reads it.
-    """
-    recipe = config.recipe
-    if latent is None and (config.data.cache / "recipe.json").exists():
-        latent = read_recipe(config.data.cache).latent
-    settled: Dtype | None = latent.dtype if latent else None
-    found_here: Dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-    try:
-        asked = Asked(
-            chunk_frames=recipe.chunk_frames,
-            dtype=recipe.vae_dtype or settled or found_here,
-            posterior=recipe.posterior,
-            scaling_factor=recipe.scaling_factor,
-            shift=recipe.shift,
-            scale=recipe.scale,
-        )
-        description = describe_vae(recipe.vae, recipe.vae_path, asked)
-    except ValueError as error:
-        raise ConfigError(f"recipe: {error}") from error
-    try:
-        make_recipe(config, description.spec)
-    except ValueError as error:
-        raise ConfigError(f"recipe.buckets: {error}") from error
-    return description
-
-
-def load_configured_vae(config: RunConfig, latent: LatentSpec | None = None) -> VideoVAE:
-    """The VAE that [recipe] names, ready to use; ConfigError where its weights do not fit."""
-    try:
-        return describe_configured_vae(config, latent).load()
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"recipe.vae_path: {error}") from error
-
-
-def describe_configured_text(config: RunConfig) -> TextDescription:
-    """The text encoder that [text] names, its weights unread; ConfigError where it cannot be."""
-    text = config.text
-    made_in: Dtype | None = None
-    if config.cache.text_origin(text.encoder).exists():
-        made_in = read_text_origin(config.cache, text.encoder).dtype
-    try:
-        settings = TextSettings(text.max_tokens, text.dtype or made_in, text.clean)
-        return describe_text_encoder(text.encoder, text.path, settings)
-    except ValueError as error:
-        raise ConfigError(f"text: {error}") from error
-
-
-def make_recipe(config: RunConfig, spec: LatentSpec) -> Recipe:
-    """What the cache is made of, by [recipe] and the VAE's own spec."""
-    asked = config.recipe
-    return Recipe(
-        latent=spec,
-        fps=asked.fps,
-        buckets=resolve_buckets(asked.buckets, spec.stride[1:]),
-        max_chunks=asked.max_chunks,
-        tail=asked.tail,
-        min_chunks=asked.min_chunks,
-        upscale=asked.upscale,
-        scenes=asked.scenes,
-        scene_threshold=asked.scene_threshold,
-        filter=asked.filter,
-    )
-
-
-def configured_recipe(config: RunConfig) -> Recipe:
-    """The recipe of a run."""
-    return make_recipe(config, describe_configured_vae(config).spec)
-
-
-def template() -> str:
-    """A run.toml with every knob at its default, explained."""
-    lines = ["# Every knob of latentmill, at its default. Delete what you do not change.", ""]
-    for name, field in RunConfig.model_fields.items():
-        lines.append(f"[{name}]")
-        section: Any = field.annotation
-        for key, knob in section.model_fields.items():
-            value = _toml(knob.default)
-            comment = f"  # {' '.join(knob.description.split())}" if knob.description else ""
-            lines.append(f"{key} = {value}{comment}" if value else f"# {key} = ...{comment}")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def toml_document(sections: dict[str, dict[str, Any]]) -> str:
-    """Sections of knobs as a TOML document."""
-    blocks = [
-        "\n".join([f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in knobs.items())])
-        for name, knobs in sections.items()
-    ]
-    return "\n\n".join(blocks) + "\n"
-
-
-def _toml(value: Any) -> str:
-    """A default as a TOML value; empty for None, which TOML does not have."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(one) for one in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + "}"
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from jobs.config import RunConfig, load_config, load_configured_vae, toml_document
+from jobs.config import RunConfig
+from jobs.configured import load_configured_vae
 from jobs.metrics import read_metrics
 from jobs.mp4 import read_mp4
 from jobs.pictures import Row, contact_sheet, loss_plot
 from jobs.plan import read_manifest, read_plan
 from jobs.progress import console, say
 from jobs.run import STEPS
+from jobs.run_toml import load_config, toml_document
 from jobs.sample import to_frames
 from jobs.shapes import TARGET_FPS, direction_of_motion, dominant_colour, make_shapes, parse_caption
 from pipeline.decode import decode_clips

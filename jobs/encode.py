@@ -12,7 +12,8 @@ import ray
 import torch
 
 from cluster import runtime
-from jobs.config import RunConfig, configured_recipe, load_configured_vae
+from jobs.config import RunConfig
+from jobs.configured import configured_recipe, load_configured_vae
 from jobs.decode import Decoders, Failed, ShardWork, Slot, VideoWork, reader_limits
 from jobs.forecast import compare_forecast
 from jobs.intake import Intake

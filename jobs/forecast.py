@@ -10,7 +10,8 @@ from itertools import groupby, takewhile
 import numpy as np
 import torch
 
-from jobs.config import RunConfig, configured_recipe, load_configured_vae
+from jobs.config import RunConfig
+from jobs.configured import configured_recipe, load_configured_vae
 from jobs.decode import reader_limits
 from models.vae.interface import VideoVAE
 from pipeline.cache import sidecar_path

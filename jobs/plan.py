@@ -3,7 +3,8 @@
 from collections import defaultdict
 from dataclasses import asdict
 
-from jobs.config import RunConfig, configured_recipe
+from jobs.config import RunConfig
+from jobs.configured import configured_recipe
 from jobs.forecast import make_forecast
 from jobs.progress import Events, say
 from pipeline.cache import Cache

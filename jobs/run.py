@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from jobs.config import RunConfig, describe_configured_text
+from jobs.config import RunConfig
+from jobs.configured import describe_configured_text
 from jobs.encode import encode
 from jobs.plan import plan
 from jobs.sample import sample

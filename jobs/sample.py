@@ -11,7 +11,8 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from jobs.config import RunConfig, SampleConfig, describe_configured_vae, load_configured_vae
+from jobs.config import RunConfig, SampleConfig
+from jobs.configured import describe_configured_vae, load_configured_vae
 from jobs.mp4 import write_mp4
 from jobs.pictures import read_picture, sample_sheet
 from jobs.progress import Events, progress, say

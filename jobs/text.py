@@ -7,7 +7,8 @@ import ray
 import torch
 
 from cluster import runtime
-from jobs.config import RunConfig, configured_recipe, describe_configured_text
+from jobs.config import RunConfig
+from jobs.configured import configured_recipe, describe_configured_text
 from jobs.plan import read_manifest, read_plan
 from jobs.progress import Events, progress, say
 from models.text.interface import TextDescription

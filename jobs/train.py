@@ -13,7 +13,8 @@ from torch import Tensor
 
 from cluster import launch, runtime
 from jobs import engine as engines
-from jobs.config import RunConfig, configured_recipe
+from jobs.config import RunConfig
+from jobs.configured import configured_recipe
 from jobs.engine import Engine
 from jobs.metrics import Metrics, following
 from jobs.progress import Events, progress, say

@@ -12,9 +12,10 @@ import ray
 from hypothesis import settings
 
 from cluster import runtime
-from jobs.config import RunConfig, load_config
+from jobs.config import RunConfig
 from jobs.encode import encode
 from jobs.plan import plan
+from jobs.run_toml import load_config
 from jobs.scan import scan
 from jobs.shapes import make_shapes
 from jobs.text import text

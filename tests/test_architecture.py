@@ -21,7 +21,7 @@ HOMES = {  # the only places, as folders or files, that may import a package
     "cv2": {"pipeline/scenes.py"},
     "webdataset": {"pipeline/shard.py", "pipeline/loader.py"},
     "pyarrow": {"pipeline"},
-    "pydantic": {"jobs/config.py"},
+    "pydantic": {"jobs/config.py", "jobs/run_toml.py"},
     "typer": {"jobs/__main__.py"},
     "diffusers": {"models/vae"},
     "transformers": {"models/text/t5.py"},

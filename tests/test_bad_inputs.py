@@ -15,8 +15,9 @@ from einops import rearrange
 from webdataset import WebDataset  # pyright: ignore[reportAttributeAccessIssue]
 
 from jobs.__main__ import main
-from jobs.config import RunConfig, load_config
+from jobs.config import RunConfig
 from jobs.plan import read_manifest, read_plan
+from jobs.run_toml import load_config
 from models.vae import load_vae
 from pipeline.decode import decode_clips
 from pipeline.encode import encode_chunks

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from webdataset import WebDataset  # pyright: ignore[reportAttributeAccessIssue]
 
-from jobs.config import configured_recipe
+from jobs.configured import configured_recipe
 from jobs.encode import encode
 from jobs.mp4 import read_mp4
 from jobs.sample import sample

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from einops import rearrange
 
-from jobs.config import configured_recipe
+from jobs.configured import configured_recipe
 from jobs.plan import read_scenes
 from models.vae import load_vae
 from pipeline.decode import decode_clips

@@ -11,10 +11,12 @@ import numpy as np
 import psutil
 
 from cluster import runtime
-from jobs.config import RunConfig, load_config, load_configured_vae
+from jobs.config import RunConfig
+from jobs.configured import load_configured_vae
 from jobs.encode import encode
 from jobs.mp4 import write_mp4
 from jobs.plan import plan, read_manifest, read_plan
+from jobs.run_toml import load_config
 from jobs.scan import scan
 from pipeline.decode import decode_clips
 from pipeline.encode import encode_chunks

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import ConfigError, RunConfig, load_config
+from jobs.config import ConfigError, RunConfig
 from jobs.plan import plan, read_plan, read_scenes
+from jobs.run_toml import load_config
 from pipeline.cache import Cache
 from pipeline.errors import Refused
 from pipeline.plan import read_tombstones, shards_of

@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 
 from jobs import scan as job
-from jobs.config import RunConfig, load_config
+from jobs.config import RunConfig
 from jobs.encode import encode
 from jobs.mp4 import write_mp4
 from jobs.plan import plan, read_manifest
+from jobs.run_toml import load_config
 from jobs.scan import scan
 from pipeline.errors import Refused
 from pipeline.quarantine import read_quarantine
