@@ -2,10 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from math import prod
 
 from pipeline.bucket_sets import BUCKET_SETS
 
-SAME_ASPECT = 0.02  # difference of the logarithms of two aspect ratios
+# Of two aspect ratios, as a difference of logarithms: a larger picture is worth a tenth of it, cropped. Small buckets,
+# rounded to whole latents, lie that far from the ratio they are meant to have.
+SAME_ASPECT = 0.1
+SAME_AREA = 0.8  # of two areas; the sizes of a set differ by less
 
 
 def resolve_buckets(asked: Sequence[tuple[int, int] | str], stride: tuple[int, int]) -> tuple[tuple[int, int], ...]:
@@ -29,10 +33,10 @@ def resolve_buckets(asked: Sequence[tuple[int, int] | str], stride: tuple[int, i
 def choose_bucket(
     height: int, width: int, buckets: Sequence[tuple[int, int]], upscale: float = 1.0
 ) -> tuple[int, int] | None:
-    """The bucket of the nearest aspect ratio among those that a video fills when enlarged by no more than `upscale`.
+    """The bucket that shows most of a video, among those it fills when enlarged by no more than `upscale`.
 
-    Of several the largest: tables of one aspect ratio round their sizes (240x426, 480x854), so ratios within 2 % of
-    the nearest count as equal. None where the video is too small for every bucket.
+    Of those with about the nearest aspect ratio, and then of the largest of them, the one whose ratio is nearest. None
+    where the video is too small for every bucket.
     """
     fitting = [bucket for bucket in buckets if enlargement(height, width, bucket) <= upscale]
     if not fitting:
@@ -42,8 +46,9 @@ def choose_bucket(
         return abs(math.log((bucket[0] / bucket[1]) / (height / width)))
 
     nearest = min(map(aspect_error, fitting))
-    alike = (bucket for bucket in fitting if aspect_error(bucket) <= nearest + SAME_ASPECT)
-    return min(alike, key=lambda bucket: (-bucket[0] * bucket[1], aspect_error(bucket), bucket))
+    alike = [bucket for bucket in fitting if aspect_error(bucket) <= nearest + SAME_ASPECT]
+    largest = [bucket for bucket in alike if prod(bucket) >= SAME_AREA * max(map(prod, alike))]
+    return min(largest, key=lambda bucket: (aspect_error(bucket), -prod(bucket), bucket))
 
 
 def enlargement(height: int, width: int, bucket: tuple[int, int]) -> float:

@@ -85,12 +85,11 @@ class Sandbox:
         the child crashes, is late or needs too much memory, or the work raises it; what else it raises is raised here.
         A stream that is closed early takes its child with it.
         """
-        child = self._ready_child()
         self.cpu_s, self.stderr = 0.0, ""
-        child.begin(work, arguments)
+        child, first = self._begin(work, arguments)
         late_s = self.limits.deadline_s + PATIENCE * lasts_s
         try:
-            yield from self._items(child, late_s)
+            yield from self._items(child, first, late_s)
         except _Late as error:
             reason = f"still not done after {late_s:g} s: it hangs, or data.deadline_s is too short for it"
             raise BadVideo(reason, child.stderr()) from error
@@ -127,8 +126,19 @@ class Sandbox:
             self.child = _Child(self.limits.memory_bytes)
         return self.child
 
-    def _items(self, child: "_Child", late_s: float) -> Iterator[Any]:
-        answer = child.first_answer()
+    def _begin(self, work: Callable[..., Iterable[Any]], arguments: tuple) -> "tuple[_Child, Began | Ended]":
+        """The child and its first answer: a fresh child's where the old one has died since its last work."""
+        child = self._ready_child()
+        child.begin(work, arguments)
+        try:
+            return child, child.first_answer()
+        except RuntimeError:
+            self.close()
+            if child.works == 1:
+                raise
+        return self._begin(work, arguments)
+
+    def _items(self, child: "_Child", answer: "Began | Item | Ended", late_s: float) -> Iterator[Any]:
         while not isinstance(answer, Ended):
             if isinstance(answer, Item):
                 yield child.take(answer)

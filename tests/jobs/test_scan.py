@@ -255,7 +255,7 @@ def test_ray_is_not_started_where_there_is_nothing_to_read(folder: Path, tmp_pat
     config = configure(folder, tmp_path / "cache")
     scan(config)
     program = (
-        "import sys, ray; from jobs.config import load_config; from jobs.scan import scan; "
+        "import sys, ray; from jobs.run_toml import load_config; from jobs.scan import scan; "
         "scan(load_config(None, sys.argv[1:])); sys.exit(ray.is_initialized())"
     )
     words = [f"data.source={folder}", f"data.cache={config.cache.root}", "recipe.scenes=off"]

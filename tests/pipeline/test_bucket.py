@@ -36,6 +36,19 @@ def test_rounded_sizes_of_one_aspect_ratio_are_one() -> None:
     assert choose_bucket(1080, 1920, [(240, 424), (480, 848), (144, 256)]) == (480, 848)
 
 
+def test_a_video_goes_to_the_larger_set_that_it_fills_and_there_to_the_nearest_ratio() -> None:
+    """144x240 has exactly the ratio of 256x427, and a third of the pixels."""
+    buckets = resolve_buckets(["144p", "240p"], STRIDE)
+    assert (144, 240) in buckets
+    assert choose_bucket(256, 427, buckets) == (248, 400)
+    assert choose_bucket(240, 426, buckets) == (240, 424)
+    assert choose_bucket(144, 256, buckets) == (144, 256)
+
+
+def test_a_larger_bucket_of_quite_another_ratio_does_not_win() -> None:
+    assert choose_bucket(512, 512, [(256, 256), (320, 512)]) == (256, 256)
+
+
 def test_a_video_smaller_than_all_fits_none() -> None:
     assert choose_bucket(32, 32, [(512, 512), (64, 64), (128, 128)]) is None
 
