@@ -24,6 +24,7 @@ from pipeline.manifest import (
     write_scanned,
 )
 from pipeline.quarantine import too_many
+from pipeline.recipe import read_recipe
 from pipeline.records import Quarantined, Source
 from pipeline.sandbox import Sandbox, sandbox_here
 from pipeline.scan import drop_duplicates, examine, why_not
@@ -42,6 +43,7 @@ def scan(config: RunConfig) -> int:
     """
     cache, data = config.cache, config.data
     settings = Settings(data.identity, config.recipe.scenes, config.recipe.scene_threshold)
+    _check_scenes(config)
     found = list_sources(data.source, data.caption_from_name, data.images)
     before = read_scanned(cache, settings)
     journal = Journal(cache.scan_journal, settings)
@@ -53,6 +55,20 @@ def scan(config: RunConfig) -> int:
     journal.remove()
     _report(config, manifest, found, len(known))
     return len(manifest.quarantined)
+
+
+def _check_scenes(config: RunConfig) -> None:
+    """Refuse to look for other scenes than the cache's clips are cut by, before every video is read again."""
+    if not (config.cache.root / "recipe.json").exists():
+        return
+    recipe = read_recipe(config.cache.root)
+    planned = (recipe.scenes, recipe.scene_threshold)
+    wanted = (config.recipe.scenes, config.recipe.scene_threshold)
+    if planned != wanted:
+        raise Refused(
+            f"{config.cache.root}: its clips are cut by recipe.scenes and scene_threshold {planned}, the run wants "
+            f"{wanted}; change them back, or use another data.cache"
+        )
 
 
 def _known(found: Found, outcomes: Mapping[State, Outcome]) -> dict[str, Outcome]:

@@ -212,6 +212,16 @@ def test_scenes_found_in_another_way_are_found_anew(folder: Path, tmp_path: Path
     assert told(config)["not read again"] == 4
 
 
+def test_other_scenes_than_those_of_the_plan_are_refused_before_anything_is_read(folder: Path, tmp_path: Path) -> None:
+    config = configure(folder, tmp_path / "cache", "recipe.fps=8", "recipe.buckets=[[32, 32]]", "recipe.tail=pad")
+    scan(config)
+    plan(config)
+    before = digests(config.cache.root)
+    with pytest.raises(Refused, match=r"scene_threshold \('off', None\), the run wants \('content', None\)"):
+        scan(configure(folder, tmp_path / "cache", "recipe.scenes=content"))
+    assert digests(config.cache.root) == before
+
+
 def test_a_disk_that_is_not_there_is_no_change_of_mind(samples: Path, tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     folder = add(samples, tmp_path / "videos", range(30))
