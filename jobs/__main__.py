@@ -68,7 +68,7 @@ def _interruptible() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-# Each verb imports what it needs when it is called: `--help`, `scan` and `plan` do not wait for Ray or DeepSpeed.
+# Each verb imports what it needs when it is called, so that `--help` and `init` do not wait for Ray or DeepSpeed.
 
 
 @app.command()
