@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from pipeline.storage import publish
 
 PROBED_VIDEOS = 6
 PROBED_SIZES = 4
+PROBED_BATCHES = 5  # the first is slow: caches and memory are cold
 PROBE_S = 5.0  # for decoding, and as long for encoding: no further one is begun after this
 PROBE_MEGAPIXELS = 500.0  # of one video, where its first clip has no more
 
@@ -221,7 +223,7 @@ def time_encoding(config: RunConfig, clips: Sequence[Clip]) -> tuple[str, tuple[
 
 
 def _encode(vae: VideoVAE, size: tuple[int, int, int], batch: int) -> float:
-    """Seconds per chunk: of a batch where that is quick, else of one chunk."""
+    """Seconds per chunk: of a few batches, the median, where they are quick; else of one chunk."""
 
     def seconds(count: int) -> float:
         began_s = time.monotonic()
@@ -231,4 +233,6 @@ def _encode(vae: VideoVAE, size: tuple[int, int, int], batch: int) -> float:
     first_s = seconds(1)  # it also brings up the device
     if first_s > PROBE_S:
         return first_s
-    return seconds(batch) / batch if first_s * batch < PROBE_S else seconds(1)
+    if first_s * batch * PROBED_BATCHES > PROBE_S:
+        return seconds(1)
+    return statistics.median(seconds(batch) for _ in range(PROBED_BATCHES)) / batch
