@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.records import Quarantined
+from pipeline.storage import append
 
 PLAIN_LINE_EVERY_S = 10.0
 
@@ -35,11 +36,8 @@ class Events:
         self.verb = verb
 
     def write(self, event: str, **facts: Any) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "verb": self.verb, "event": event, **facts})
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append(self.path, [json.dumps({"time": now, "verb": self.verb, "event": event, **facts})])
 
 
 class Bar:

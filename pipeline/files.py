@@ -231,9 +231,14 @@ def local_copy(path: str) -> Iterator[Path]:
         folder = _downloads()
         with tempfile.NamedTemporaryFile(dir=folder, suffix=location.name.suffix) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            with _plain_errors(path):
-                shutil.copyfileobj(source, file, COPY_BYTES)
-            file.flush()
+            try:
+                with _plain_errors(path):
+                    shutil.copyfileobj(source, file, COPY_BYTES)
+                file.flush()
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise Refused(f"{folder}: no room to download {path}; make room, or set TMPDIR") from error
+                raise
             yield Path(file.name)
 
 

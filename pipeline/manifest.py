@@ -10,6 +10,7 @@ from pipeline.cache import Cache
 from pipeline.errors import Refused
 from pipeline.quarantine import set_aside
 from pipeline.records import Quarantined, Scene, Source, Video
+from pipeline.storage import append, publish
 from pipeline.tables import read_metadata, read_records, write_records
 
 STAGE = "scan"  # whose quarantine is kept with the manifest
@@ -120,15 +121,12 @@ class Journal:
         if lines[:1] != [self.head]:
             self.remove()
             return {}
-        self.path.write_text("".join(lines))
+        publish(self.path, "".join(lines).encode())
         return {state_of(video): (video, scenes) for video, scenes in map(_from_json, lines[1:])}
 
     def append(self, read: Iterable[Readable]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a") as file:
-            if file.tell() == 0:
-                file.write(self.head)
-            file.writelines(_to_json(video, scenes) + "\n" for video, scenes in read)
+        head = [] if self.path.exists() else [self.head.rstrip()]
+        append(self.path, [*head, *(_to_json(video, scenes) for video, scenes in read)])
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

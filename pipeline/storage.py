@@ -2,7 +2,8 @@
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,22 +18,38 @@ def publish(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "w+b") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise Refused(f"{path}: cannot be written: {reason}; make room or write elsewhere, then run again") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(aside, "w+b") as file:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+            sync_folder(path.parent)
     finally:
         if aside.exists():
             aside.unlink()
+
+
+def append(path: Path, lines: Iterable[str]) -> None:
+    """Add lines to a file, which is made where it is missing; a crash may leave the last one torn. Refused as above."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Refused, with the reason, where `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise Refused(f"{path}: cannot be written: {reason}; make room or write elsewhere, then run again") from error
 
 
 def sweep(path: Path) -> None:

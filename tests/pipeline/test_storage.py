@@ -6,7 +6,7 @@ from typing import BinaryIO
 import pytest
 
 from pipeline.errors import Refused
-from pipeline.storage import publish, sweep
+from pipeline.storage import append, publish, sweep
 
 
 @pytest.mark.parametrize("old", [None, b"old"])
@@ -133,3 +133,15 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file where a folder is wanted")
     with pytest.raises(Refused, match="cannot be written"):
         publish(tmp_path / "taken" / "file", b"new")
+
+
+def test_lines_are_added_behind_those_that_are_there(tmp_path: Path) -> None:
+    append(tmp_path / "new" / "lines", ["one"])
+    append(tmp_path / "new" / "lines", ["zwei, ü", "three"])
+    assert (tmp_path / "new" / "lines").read_text(encoding="utf-8") == "one\nzwei, ü\nthree\n"
+
+
+def test_lines_that_cannot_be_added_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refused, match=r"lines: cannot be written: .*; make room or write elsewhere, then run again$"):
+        append(tmp_path / "file" / "lines", ["one"])
