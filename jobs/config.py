@@ -1,17 +1,10 @@
 """The run's one configuration: each knob, its default and its explanation stand here, and nowhere else."""
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass  # pyright: ignore[reportMissingImports]
-
 
 from models.diffusion.masks import check_mixture
 from models.diffusion.rectified_flow import TimestepMethod
@@ -23,6 +16,7 @@ from models.vae.description import DEFAULT_CHUNK_FRAMES
 from pipeline.cache import Cache
 from pipeline.errors import Refused
 from pipeline.filter import check_filter
+from pipeline.location import Location, place_of
 from pipeline.recipe import Scenes, Tail
 
 
@@ -40,12 +34,12 @@ def _vae_name(name: str) -> str:
 
 def _local_or_uri(text: str) -> str:
     """A local path made absolute, or s3://... and gs://... as they are."""
-    return text if "://" in text else str(Path(text).expanduser().absolute())
+    return text if Location.of(text).bucket else str(Path(text).expanduser().absolute())
 
 
 def _local(path: object) -> object:
     if "://" in str(path):
-        raise ValueError("only sources may lie in an object store; wanted a folder that all nodes see")
+        raise ValueError("only sources and caches may lie in an object store; wanted a folder that all nodes see")
     return path
 
 
@@ -95,8 +89,8 @@ class DataConfig(Section):
     source: PathOrUri = "videos"
     """A folder of videos and images (a caption for a.mp4 in a.txt), or a csv, jsonl or parquet table of path and
     caption (or text) and columns of your own; s3://... and gs://... too."""
-    cache: PathHere = Path("cache")
-    """Where manifest, plan, latents, text and index are written."""
+    cache: PathOrUri = "cache"
+    """Where manifest, plan, latents, text and index are written: a folder that all nodes see, or s3://... or gs://..."""
     caption_from_name: bool = False
     """For videos of a folder without a caption file: use the words of the file name."""
     images: bool = True
@@ -156,22 +150,31 @@ class RecipeConfig(Section):
 class EncodeConfig(Section):
     shard_bytes: Count = 10**9
     """Latents per shard; a shard is what is lost when a machine dies."""
-    batch: Count = 8
-    """Chunks that go to the VAE together."""
+    batch: Annotated[int, Field(ge=0)] = 0
+    """Chunks that go to the VAE together; 0 = as many as batch_bytes hold. Shards have the same bytes
+    again only with the same batches."""
+    batch_bytes: Count = 128 * 2**20
+    """Memory of the pixels that go to the VAE together, in float32."""
     vae_bytes: Count | None = None
     """Memory for the VAE's activations, by which it takes frames; left out: 28 MiB on a CPU, 4 GiB on a GPU."""
     compile: bool = False
     """Compile the VAE's modules with torch.compile: slow to start, faster after."""
     encoders: Annotated[int, Field(ge=0)] = 0
-    """Encoder actors; 0 = one per GPU, or one per node where there is none."""
+    """Encoder actors; 0 = as many as fit on the GPUs, or one per node where there is none."""
     encoder_cpus: Count = 1
     """CPUs per encoder actor."""
+    encoder_gpus: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """GPUs per encoder actor, where there are any: 0.5 lets two share one."""
     decode_tasks: Count = 2
     """Decode tasks per encoder that run at once, one CPU each."""
     frames_per_task: Count = 2000
     """Frames that one decode task is given, unless a single clip has more."""
     decode_ahead_bytes: Count = 2**30
     """Decoded frames that wait for an encoder, at the most."""
+    checked_chunks: Annotated[int, Field(ge=0)] = 4
+    """Chunks of each shard that are decoded again to compare them with their frames."""
+    min_psnr: float = 15.0
+    """Stop where those chunks come back with less than this many dB: then VAE and frames do not belong together."""
     forecast: bool = True
     """`plan` times a few chunks on this machine, to tell what encoding all will take."""
 
@@ -286,4 +289,4 @@ class RunConfig(Section):
 
     @property
     def cache(self) -> Cache:
-        return Cache(self.data.cache)
+        return Cache(place_of(self.data.cache))

@@ -21,8 +21,8 @@ def describe_configured_vae(config: RunConfig, latent: LatentSpec | None = None)
     dtype open it is theirs, so that a recipe does not change with the machine that reads it.
     """
     recipe = config.recipe
-    if latent is None and (config.data.cache / "recipe.json").exists():
-        latent = read_recipe(config.data.cache).latent
+    if latent is None and config.cache.recipe.exists():
+        latent = read_recipe(config.cache).latent
     settled: Dtype | None = latent.dtype if latent else None
     found_here: Dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     try:

@@ -1,19 +1,24 @@
 """Decode tasks on Ray, and the encoder's view of them: chunks in plan order, decoded ahead, within a memory bound."""
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, OwnerDiedError, WorkerCrashedError
 
-from jobs.config import DataConfig, EncodeConfig
 from pipeline.errors import BadVideo
 from pipeline.looked import decode_and_look
 from pipeline.records import Clip, Look, Video
 from pipeline.sandbox import Limits, sandbox_here
+
+if TYPE_CHECKING:  # a decode task does without torch, which the configuration's checks import
+    from jobs.config import DataConfig, EncodeConfig
 
 DECODE_ATTEMPTS = 2
 PROCESS_LOST = (WorkerCrashedError, ObjectLostError, OwnerDiedError, OutOfMemoryError)
@@ -28,6 +33,15 @@ class VideoWork:
 
 
 @dataclass(frozen=True)
+class Slot:
+    """One chunk's place in the shard's plan."""
+
+    video: str
+    key: str
+    number: int  # of the chunk in its clip
+
+
+@dataclass(frozen=True)
 class ShardWork:
     """A shard's clips by video, in plan order, and the facts that its sidecar will state."""
 
@@ -37,14 +51,11 @@ class ShardWork:
     removed: tuple[Video, ...]  # planned, and no longer in the source: their clips are left out
     facts: tuple[tuple[str, str], ...]
 
-
-@dataclass(frozen=True)
-class Slot:
-    """One chunk's place in the shard's plan."""
-
-    video: str
-    key: str
-    number: int  # of the chunk in its clip
+    @cached_property
+    def slots(self) -> list[Slot]:
+        """Every chunk to be decoded, in plan order."""
+        clips = (clip for video in self.videos for clip in video.clips)
+        return [Slot(clip.video, clip.key, number) for clip in clips for number in range(clip.num_chunks)]
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,14 @@ class Decoded:
 
 
 @dataclass(frozen=True)
+class Passed:
+    """Clips of a video that were decoded to their end: nothing that comes later takes them back."""
+
+    video: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Failed:
     """A video that cannot be decoded, as a decode task yields it."""
 
@@ -64,6 +83,7 @@ class Failed:
     reason: str
     attempts: int
     stderr: str = ""
+    stage: str = "decode"
 
 
 @dataclass(frozen=True)
@@ -74,7 +94,7 @@ class Spent:
 
 
 Group = tuple[VideoWork, ...]
-Yielded = Decoded | Failed | Spent
+Yielded = Decoded | Passed | Failed | Spent
 
 
 def decode_groups(work: ShardWork, frames_per_task: int) -> Iterator[Group]:
@@ -123,6 +143,7 @@ def decode(group: Group, limits: Limits) -> Iterator[Yielded]:
                 seen = sandbox.stream(decode_and_look, work.video, work.clips, lasts_s=work.video.duration_s)
                 for clip, number, frames, look in seen:
                     yield Decoded(Slot(work.video.id, clip.key, number), frames, look)
+                yield Passed(work.video.id, tuple(clip.key for clip in work.clips))
                 break
             except BadVideo as error:
                 if attempt == DECODE_ATTEMPTS:
@@ -191,14 +212,19 @@ class Decoders:
         return decode.options(**options).remote(group, self.limits)
 
     def _read_task(self, group: Group, stream: Any, attempt: int) -> Iterator[Yielded]:
-        """What a task yields. When its process dies, its videos are decoded again one by one to find the culprit."""
+        """What a task yields. When its process dies, its videos are decoded again one by one to find the culprit, but
+        for those that had passed."""
+        passed: set[tuple[str, ...]] = set()
         try:
             for reference in stream:
-                yield ray.get(reference)
+                item: Any = ray.get(reference)
+                if isinstance(item, Passed):
+                    passed.add(item.keys)
+                yield item
         except PROCESS_LOST as error:
             if attempt == DECODE_ATTEMPTS:
                 reason = f"the process that decoded it died: {type(error).__name__}"
                 yield Failed(group[0].video.id, reason, attempt)
                 return
-            for video in group:
+            for video in (one for one in group if tuple(clip.key for clip in one.clips) not in passed):
                 yield from self._read_task((video,), self._launch((video,)), attempt + 1)

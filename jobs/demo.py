@@ -19,9 +19,9 @@ from jobs.plan import read_manifest, read_plan
 from jobs.progress import console, say
 from jobs.run import STEPS
 from jobs.run_toml import load_config, toml_document
-from jobs.sample import to_frames
 from jobs.shapes import TARGET_FPS, direction_of_motion, dominant_colour, make_shapes, parse_caption
 from pipeline.decode import decode_clips
+from pipeline.encode import decode_to_frames
 from pipeline.loader import ClipReader, open_training_set
 from pipeline.plan import shards_of
 from pipeline.quarantine import read_quarantine
@@ -111,7 +111,7 @@ class Restored:
 
 def restore(config: RunConfig, count: int) -> list[Restored]:
     """`count` clips of the cache, evenly spread over it, decoded again from their latents."""
-    data = open_training_set(config.cache, read_recipe(config.cache.root), config.text.encoder)
+    data = open_training_set(config.cache, read_recipe(config.cache), config.text.encoder)
     vae = load_configured_vae(config)
     reader = ClipReader(data)
     videos = {video.id: video for video in read_manifest(config.cache)}
@@ -122,7 +122,7 @@ def restore(config: RunConfig, count: int) -> list[Restored]:
         clip = clips[data.samples["key"][row].as_py()]
         _, latents, _ = reader[Slot(row, 1.0, 0)]
         frames = _source_frames(videos[clip.video], clip)
-        decoded = to_frames(vae, torch.from_numpy(latents[None, : vae.spec.channels]), len(frames))[0]
+        decoded = decode_to_frames(vae, torch.from_numpy(latents[None, : vae.spec.channels]), len(frames))[0]
         restored.append(Restored(data.texts["caption"][row].as_py(), frames, decoded))
     return restored
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -12,25 +14,28 @@ import ray
 import torch
 
 from cluster import runtime
-from jobs.config import RunConfig
+from jobs.config import EncodeConfig, RunConfig
 from jobs.configured import configured_recipe, load_configured_vae
 from jobs.decode import Decoders, Failed, ShardWork, Slot, VideoWork, reader_limits
+from jobs.draft import ShardDraft
+from jobs.events import Events
 from jobs.forecast import compare_forecast
 from jobs.intake import Intake
 from jobs.plan import read_manifest, read_plan
-from jobs.progress import Events, progress, say
+from jobs.progress import progress, say
 from models.vae.interface import VideoVAE
-from pipeline.cache import sidecar_path, tar_path
-from pipeline.encode import chunk_seed, encode_chunks
+from pipeline.cache import Cache
+from pipeline.encode import batch_size, chunk_seed, chunks_at_once, encode_chunks
 from pipeline.errors import Refused
+from pipeline.gate import RoundTrips, drift, value_problem
 from pipeline.index import merge_index
 from pipeline.plan import shards_of
 from pipeline.quarantine import read_quarantine, set_aside, too_many
 from pipeline.recipe import Recipe, check_recipe
 from pipeline.records import Clip, Quarantined, Sample, Video
-from pipeline.sample import array_bytes, clip_facts, clip_start_s, make_sample
-from pipeline.shard import Member, Packed, is_committed, write_shard
-from pipeline.storage import sweep
+from pipeline.shard import commit_shard, is_committed, writing_shard
+from pipeline.stats import merge_all
+from pipeline.storage import in_parallel
 
 
 @dataclass(frozen=True)
@@ -40,40 +45,60 @@ class ShardReport:
     clips: int
     chunks: int
     latent_bytes: int
-    failed: tuple[str, ...]  # videos that could not be decoded
+    failed: tuple[str, ...]  # videos that could not be decoded or encoded
     total_s: float
     wait_s: float  # of which waiting for frames
     decode_cpu_s: float
+    psnr: tuple[float, ...]  # dB, of the chunks that were decoded again
+    drift: tuple[str, ...]  # channels that are not about 0 and 1
 
 
-def encode(config: RunConfig) -> int:
-    """Encode every planned shard that is not committed, then merge the sidecars into the index.
+def encode(config: RunConfig, limit: int | None = None, only: str = "*") -> int:
+    """Encode planned shards that are not committed, then merge the sidecars of those that are into the index.
 
-    Returns how many inputs are in the quarantine.
+    Of the missing shards the first `limit`, and those with clips of a video whose path or id matches `only`. Returns
+    how many inputs are in the quarantine.
     """
     cache, recipe = config.cache, configured_recipe(config)
-    check_recipe(cache.root, recipe)
+    check_recipe(cache, recipe)
     planned = shards_of(read_plan(cache))
     if not planned:
         raise Refused(f"{cache.root}: no plan; run `plan` first, or set data.cache")
-    missing = {
-        shard: clips
-        for shard, clips in planned.items()
-        if not is_committed(cache.latents, shard, shard_facts(shard, clips, recipe))
-    }
+    missing = find_missing(cache, planned, recipe)
+    videos = {video.id: video for video in read_manifest(cache)} if missing else {}
+    chosen = choose_shards(missing, videos, limit, only)
     events = Events(cache.events, "encode")
-    events.write("start", shards=len(planned), committed=len(planned) - len(missing))
-    works, reports = [], []
-    if missing:
-        videos = {video.id: video for video in read_manifest(cache)}
-        works = [shard_work(shard, clips, videos, recipe) for shard, clips in missing.items()]
-        reports = _encode_shards(config, works, events)
-    merge_index(cache.index, cache.latents, list(planned), Sample)
+    events.write("start", shards=len(planned), committed=len(planned) - len(missing), chosen=len(chosen))
+    works = [shard_work(shard, clips, videos, recipe) for shard, clips in chosen.items()]
+    reports = _encode_shards(config, works, events) if works else []
+    left = missing.keys() - chosen.keys()
+    merge_index(cache.index, cache.latents, [shard for shard in planned if shard not in left], Sample)
     quarantined = len(read_quarantine(cache))
-    events.write("done", encoded=len(missing), quarantined=quarantined)
-    say(f"encode: {len(missing)} shards encoded, {len(planned) - len(missing)} were there already -> {cache.index}")
+    events.write("done", encoded=len(chosen), left=len(left), quarantined=quarantined)
+    there, later = len(planned) - len(missing), f", {len(left)} are left for later" if left else ""
+    say(f"encode: {len(chosen)} shards encoded, {there} were there already{later} -> {cache.index}")
     _tell_costs(config, works, reports)
     return quarantined
+
+
+def find_missing(cache: Cache, planned: Mapping[str, list[Clip]], recipe: Recipe) -> dict[str, list[Clip]]:
+    """The planned shards that are not committed, by looking for each where it should be."""
+
+    def is_there(shard: str) -> bool:
+        return is_committed(cache.latents, shard, shard_facts(shard, planned[shard], recipe))
+
+    return {shard: planned[shard] for shard, there in zip(planned, in_parallel(is_there, planned)) if not there}
+
+
+def choose_shards(
+    missing: Mapping[str, list[Clip]], videos: Mapping[str, Video], limit: int | None, only: str
+) -> dict[str, list[Clip]]:
+    """The first `limit` shards with a clip of a video whose path or id matches; Refused where no video does."""
+    wanted = {one.id for one in videos.values() if fnmatchcase(one.path, only) or fnmatchcase(one.id, only)}
+    if videos and not wanted:
+        raise Refused(f"--only {only}: found no such video among {len(videos)}; give its path, its id, or a pattern")
+    chosen = [shard for shard, clips in missing.items() if only == "*" or not wanted.isdisjoint(c.video for c in clips)]
+    return {shard: missing[shard] for shard in chosen[:limit]}
 
 
 def _tell_costs(config: RunConfig, works: list[ShardWork], reports: list[ShardReport]) -> None:
@@ -94,23 +119,24 @@ def _tell_costs(config: RunConfig, works: list[ShardWork], reports: list[ShardRe
 def _encode_shards(config: RunConfig, works: list[ShardWork], events: Events) -> list[ShardReport]:
     """Encode and commit shards; Refused as soon as too many of their videos are bad."""
     runtime.connect(config.cluster.address, num_cpus=config.encode.encoder_cpus + 1)
-    num_gpus = runtime.count("GPU")
-    num_encoders = min(config.encode.encoders or num_gpus or runtime.count_nodes(), len(works))
+    settings, num_gpus = config.encode, runtime.count("GPU")
+    fitting = int(num_gpus / settings.encoder_gpus) if num_gpus else runtime.count_nodes()
+    num_encoders = min(settings.encoders or fitting, len(works))
     _check_room(config, num_encoders)
-    for work in works:
-        sweep(tar_path(config.cache.latents, work.shard))
-        sweep(sidecar_path(config.cache.latents, work.shard))
 
     def start_encoder() -> Any:
-        actor: Any = Encoder
-        return actor.options(num_cpus=config.encode.encoder_cpus, num_gpus=min(1, num_gpus)).remote(config)
+        return Encoder.options(
+            num_cpus=settings.encoder_cpus, num_gpus=settings.encoder_gpus if num_gpus else 0
+        ).remote(config)
 
     reports, tried, bad = [], set(), set()
     with progress("encode", len(works), "shards") as bar:
         chunks, started_s = 0, time.monotonic()
         for work, report in runtime.share_out(start_encoder, num_encoders, works):
             reports.append(report)
-            events.write("shard", shard=work.shard, **vars(report))
+            events.write("shard", often=True, shard=work.shard, **asdict(report))
+            if report.drift:
+                say(f"encode: {work.shard}: latents are not about mean 0 and std 1: {'; '.join(report.drift)}")
             tried |= {one.video.id for one in work.videos}
             bad |= set(report.failed)
             _check_share(config, len(bad), len(tried))
@@ -122,7 +148,7 @@ def _encode_shards(config: RunConfig, works: list[ShardWork], events: Events) ->
 def _check_share(config: RunConfig, bad: int, tried: int) -> None:
     """Refuse to go on where too many of the videos are bad."""
     if too_many(bad, tried, config.data.max_bad_fraction):
-        reasons = sorted({one.reason for one in read_quarantine(config.cache) if one.stage == "decode"})
+        reasons = sorted({one.reason for one in read_quarantine(config.cache) if one.stage in ("decode", "encode")})
         raise Refused(
             f"{bad} of the {tried} videos decoded so far are bad, more than data.max_bad_fraction="
             f"{config.data.max_bad_fraction:g}: {'; '.join(reasons[:3])}. What is committed stays; look at "
@@ -168,72 +194,84 @@ def shard_work(shard: str, clips: list[Clip], videos: dict[str, Video], recipe: 
     )
 
 
-@ray.remote
-class Encoder:
+class ShardEncoder:
     """Owns one shard at a time: has it decoded, encodes it, writes it and commits it.
 
-    The plan alone decides which chunks meet in a call of the VAE, and every call has the same size: the bits of a
-    latent must not depend on which decode task was faster.
+    The plan alone decides which chunks meet in a call of the VAE, and every call for a shard has the same size: the
+    bits of a latent must not depend on which decode task was faster.
     """
 
     def __init__(self, config: RunConfig) -> None:
         torch.set_num_threads(config.encode.encoder_cpus)
-        self.batch = config.encode.batch
-        self.cache = config.cache
+        self.config = config
         self.recipe = configured_recipe(config)
-        self.vae = _prepare_vae(config)
         self.decoders = Decoders(config.encode, reader_limits(config.data))
+
+    @cached_property
+    def vae(self) -> VideoVAE:
+        """Made when the first frames are on their way already."""
+        return _prepare_vae(self.config)
 
     def do(self, work: ShardWork, upcoming: ShardWork | None) -> ShardReport:
         """Encode and commit `work`; decode tasks that it no longer needs turn to `upcoming`."""
         started_s = time.monotonic()
+        settings, column = self.config.encode, self.config.cache.latents
         intake = Intake(self.decoders.read(work, upcoming))
-        clips = [clip for video in work.videos for clip in video.clips]
-        slots = [Slot(clip.video, clip.key, number) for clip in clips for number in range(clip.num_chunks)]
-        latents: dict[str, list[np.ndarray]] = {clip.key: [] for clip in clips}
-        fingerprint = self.recipe.fingerprint()
-        frames = np.zeros((self.batch, *work.size, 3), np.uint8)  # (batch, F, H, W, 3)
-        for first in range(0, len(slots), self.batch):
-            members = slots[first : first + self.batch]
-            for place, slot in enumerate(members):
-                arrived = intake.frames(slot)
-                frames[place] = 0 if arrived is None else arrived
-            seeds = [chunk_seed(fingerprint, slot.key, slot.number) for slot in members]
-            encoded = encode_chunks(self.vae, frames, seeds + [0] * (self.batch - len(seeds)))  # (batch, C, t, h, w)
-            for slot, latent in zip(members, encoded):
-                latents[slot.key].append(latent)
-        intake.finish()
-        samples = self._commit(work, latents, intake)
+        trips = RoundTrips(len(work.slots), settings.checked_chunks, settings.min_psnr)
+        with writing_shard(column, work.shard) as tar:
+            draft = ShardDraft(self.recipe, work, intake, tar)
+            for first, members, frames in batches(work, intake, settings):  # frames (batch, F, H, W, 3)
+                encoded = encode_chunks(self.vae, frames, self._seeds(members, len(frames)))  # (batch, C, t, h, w)
+                for number, (slot, seen, latents) in enumerate(zip(members, frames, encoded), start=first):
+                    if problem := value_problem(latents) if slot.video not in intake.failed else "":
+                        intake.fail(Failed(slot.video, problem, attempts=1, stage="encode"))
+                    elif slot.video not in intake.failed and trips.wants(number):
+                        draft.psnr[slot.key].append(trips.check(self.vae, seen, latents))
+                    draft.take(slot, latents)
+                draft.write_settled()
+            intake.finish()
+            draft.write_settled()
+            trips.finish()
+            set_aside(self.config.cache, work.shard, left_out(work, intake.failed))
+        commit_shard(column, work.shard, Sample, draft.rows, {**dict(work.facts), **tar.facts, **draft.footer()})
         return ShardReport(
-            clips=len(samples),
-            chunks=len(slots),
-            latent_bytes=sum(sample.latent_bytes for sample in samples),
+            clips=len(draft.rows),
+            chunks=len(work.slots),
+            latent_bytes=sum(sample.latent_bytes for sample in draft.rows),
             failed=tuple(intake.failed),
             total_s=time.monotonic() - started_s,
             wait_s=intake.wait_s,
             decode_cpu_s=intake.decode_cpu_s,
+            psnr=tuple(trips.found),
+            drift=tuple(drift(stats)) if (stats := merge_all(draft.stats)) else (),
         )
 
-    def _commit(self, work: ShardWork, latents: dict[str, list[np.ndarray]], intake: Intake) -> Sequence[Sample]:
-        """Publish the shard without the videos that failed, their quarantine first, the sidecar last."""
-        good = [(one.video, clip) for one in work.videos if one.video.id not in intake.failed for clip in one.clips]
-        starts_s = {clip.key: clip_start_s(video, clip) for video, clip in good}
-        packed = [
-            Packed(
-                clip.key,
-                {
-                    "latent.npy": array_bytes(np.concatenate(latents[clip.key], axis=1)),  # (C, t, h, w) of all chunks
-                    "json": clip_facts(clip, starts_s[clip.key], self.recipe),
-                },
-            )
-            for _, clip in good
-        ]
+    def _seeds(self, members: Sequence[Slot], count: int) -> list[int]:
+        """One per row of a batch; those of fillers do not matter."""
+        fingerprint = self.recipe.fingerprint()
+        seeds = [chunk_seed(fingerprint, slot.key, slot.number) for slot in members]
+        return seeds + [0] * (count - len(seeds))
 
-        def rows(where: dict[str, Member]) -> list[Sample]:
-            return [make_sample(clip, work.shard, starts_s[clip.key], intake.look(clip), where) for _, clip in good]
 
-        set_aside(self.cache, work.shard, left_out(work, intake.failed))
-        return write_shard(self.cache.latents, work.shard, packed, Sample, rows, dict(work.facts))
+Encoder: Any = ray.remote(ShardEncoder)
+
+
+def batches(
+    work: ShardWork, intake: Intake, settings: EncodeConfig
+) -> Iterator[tuple[int, Sequence[Slot], np.ndarray]]:
+    """(number of the first slot, slots, frames (batch, F, H, W, 3) uint8) for all chunks of a shard, in plan order.
+
+    Chunks of videos that failed are zeros. The array is used again for the next batch.
+    """
+    most = settings.batch or chunks_at_once(work.size, settings.batch_bytes)
+    size = batch_size(len(work.slots), most)
+    frames = np.zeros((size, *work.size, 3), np.uint8)
+    for first in range(0, len(work.slots), max(1, size)):
+        members = work.slots[first : first + size]
+        for place, slot in enumerate(members):
+            arrived = intake.frames(slot)
+            frames[place] = 0 if arrived is None else arrived
+        yield first, members, frames
 
 
 def _prepare_vae(config: RunConfig) -> VideoVAE:
@@ -256,6 +294,6 @@ def left_out(work: ShardWork, failed: Mapping[str, Failed]) -> list[Quarantined]
 
     bad = [(one.video, failed[one.video.id]) for one in work.videos if one.video.id in failed]
     gone = "removed from the source: bring it back, then `latentmill scan` and `latentmill quarantine retry`"
-    return [aside(video, "decode", one.reason, one.attempts, one.stderr) for video, one in bad] + [
+    return [aside(video, one.stage, one.reason, one.attempts, one.stderr) for video, one in bad] + [
         aside(video, "encode", gone, 0) for video in work.removed
     ]

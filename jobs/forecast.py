@@ -16,7 +16,7 @@ from jobs.configured import configured_recipe, load_configured_vae
 from jobs.decode import reader_limits
 from models.vae.interface import VideoVAE
 from pipeline.cache import sidecar_path
-from pipeline.encode import encode_chunks
+from pipeline.encode import chunks_at_once, encode_chunks
 from pipeline.errors import BadVideo, Refused
 from pipeline.looked import decode_and_look
 from pipeline.plan import latent_bytes, shards_of
@@ -132,12 +132,9 @@ def _size(num_bytes: int) -> str:
 
 
 def estimate(config: RunConfig, clips: Sequence[Clip], videos: Mapping[str, Video], rates: Rates) -> Totals:
-    """What encoding clips, in shard order, takes at these rates. An encoder fills up a shard's last batch."""
-    recipe, batch = configured_recipe(config), config.encode.batch
-    encode_s = 0.0
-    for members in shards_of(clips).values():
-        chunks = sum(clip.num_chunks for clip in members)
-        encode_s += math.ceil(chunks / batch) * batch * chunk_seconds(members[0], rates)
+    """What encoding clips takes at these rates."""
+    recipe = configured_recipe(config)
+    encode_s = sum(clip.num_chunks * chunk_seconds(clip, rates) for clip in clips)
     passed = sum(megapixels(*work) for work in works_of(clips, videos))
     return Totals(
         clips=len(clips),
@@ -214,7 +211,8 @@ def time_encoding(config: RunConfig, clips: Sequence[Clip]) -> tuple[str, tuple[
     torch.set_num_threads(config.encode.encoder_cpus)
     try:
         for size in sorted(pixels, key=lambda size: (-pixels[size], size))[:PROBED_SIZES]:
-            timed.append(TimedSize(*size, seconds=_encode(vae, size, config.encode.batch)))
+            most = config.encode.batch or chunks_at_once(size, config.encode.batch_bytes)
+            timed.append(TimedSize(*size, seconds=_encode(vae, size, most)))
             if time.monotonic() - began_s > PROBE_S:
                 break
     finally:

@@ -5,8 +5,9 @@ from dataclasses import asdict
 
 from jobs.config import RunConfig
 from jobs.configured import configured_recipe
+from jobs.events import Events
 from jobs.forecast import make_forecast
-from jobs.progress import Events, say
+from jobs.progress import say
 from pipeline.cache import Cache
 from pipeline.errors import Refused
 from pipeline.plan import DROPPED, Account, find_tombstones, latent_bytes, make_plan, planned_videos, shards_of
@@ -32,10 +33,13 @@ def plan(config: RunConfig) -> int:
         )
         reasons = "; ".join([*filtered, *(f"{one.path}: {one.reason}" for one in made.quarantined[:3])])
         raise Refused(f"{cache.manifest}: none of the {len(videos)} videos gives a clip: {reasons}")
-    bind_recipe(cache.root, recipe)
+    bind_recipe(cache, recipe)
     set_aside(cache, "plan", made.quarantined)
     if made.clips:
-        write_records(cache.plan(generation), Clip, made.clips, {"recipe": recipe.fingerprint()})
+        try:
+            write_records(cache.plan(generation), Clip, made.clips, {"recipe": recipe.fingerprint()}, replace=False)
+        except FileExistsError as error:
+            raise Refused(f"{cache.plan(generation)}: planned by another run meanwhile; run `plan` again") from error
     tombstones = find_tombstones(planned, videos)
     write_tombstones(cache, tombstones)
     size = sum(latent_bytes(clip.num_frames, (clip.height, clip.width), recipe) for clip in made.clips)

@@ -1,13 +1,9 @@
-"""Progress for people (a bar, or plain lines where there is no terminal) and events for programs (JSON lines)."""
+"""Progress for people: a bar, or plain lines where there is no terminal."""
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.records import Quarantined
-from pipeline.storage import append
 
 PLAIN_LINE_EVERY_S = 10.0
 
@@ -26,18 +21,6 @@ console = Console(highlight=False, soft_wrap=True)
 def say(message: str) -> None:
     """One line for the user."""
     console.print(message, markup=False)
-
-
-class Events:
-    """Appends one JSON object per event to a file that other processes may append to as well."""
-
-    def __init__(self, path: Path, verb: str) -> None:
-        self.path = path
-        self.verb = verb
-
-    def write(self, event: str, **facts: Any) -> None:
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        append(self.path, [json.dumps({"time": now, "verb": self.verb, "event": event, **facts})])
 
 
 class Bar:

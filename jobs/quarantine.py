@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from jobs.config import RunConfig
-from jobs.progress import Events, say
+from jobs.events import Events
+from jobs.progress import say
 from pipeline.cache import Cache, sidecar_path
 from pipeline.quarantine import read_quarantine, set_aside
 from pipeline.records import Quarantined

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from jobs.config import RunConfig, SampleConfig
 from jobs.configured import describe_configured_vae, load_configured_vae
+from jobs.events import Events
 from jobs.mp4 import write_mp4
 from jobs.pictures import read_picture, sample_sheet
-from jobs.progress import Events, progress, say
+from jobs.progress import progress, say
 from models.diffusion.conditioning import Reference, place_references
 from models.diffusion.draws import generator
 from models.diffusion.guidance import guided
@@ -26,6 +27,7 @@ from models.text import describe_text_encoder, load_text_encoder
 from models.text.interface import TextEncoder
 from models.vae.interface import VideoVAE
 from models.weights import file_sha256
+from pipeline.encode import decode_to_frames
 from pipeline.errors import Refused
 from pipeline.index import open_index
 from pipeline.recipe import Recipe
@@ -70,7 +72,7 @@ def sample(config: RunConfig) -> int:
             text = encode_prompts(encoder, [prompts[n] for n in some])
             null = _negative(model, encoder, settings)
             latents = generate(model, config, trained, text, null, noise.to(device), references)
-            for number, frames in zip(some, to_frames(vae, latents, settings.num_frames)):
+            for number, frames in zip(some, decode_to_frames(vae, latents, settings.num_frames)):
                 write_mp4(paths[number], frames, recipe.fps)
                 videos.append(frames)
                 bar.advance()
@@ -174,13 +176,6 @@ def encode_references(vae: VideoVAE, settings: SampleConfig, height: int, width:
 
 
 @torch.inference_mode()
-def to_frames(vae: VideoVAE, latents: Tensor, num_frames: int) -> np.ndarray:
-    """Normalized latents (B, c, t, h, w) -> frames (B, T, H, W, 3) uint8."""
-    pixels = vae.decode(latents, num_frames)  # (B, 3, T, H, W)
-    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return rearrange(levels, "b c t h w -> b t h w c").cpu().numpy()
-
-
 def cached_captions(config: RunConfig, recipe: Recipe, count: int) -> list[str]:
     """Distinct captions of the cache, evenly spread over them in alphabetical order."""
     texts = open_index(config.cache.text_index(config.text.encoder), recipe, TextSample, "text")

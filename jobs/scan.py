@@ -10,7 +10,8 @@ import ray
 from cluster import runtime
 from jobs.config import DataConfig, RecipeConfig, RunConfig
 from jobs.decode import PROCESS_LOST, reader_limits
-from jobs.progress import Events, progress, say
+from jobs.events import Events
+from jobs.progress import progress, say
 from pipeline.errors import BadVideo, Refused
 from pipeline.manifest import (
     Journal,
@@ -59,9 +60,9 @@ def scan(config: RunConfig) -> int:
 
 def _check_scenes(config: RunConfig) -> None:
     """Refuse to look for other scenes than the cache's clips are cut by, before every video is read again."""
-    if not (config.cache.root / "recipe.json").exists():
+    if not config.cache.recipe.exists():
         return
-    recipe = read_recipe(config.cache.root)
+    recipe = read_recipe(config.cache)
     planned = (recipe.scenes, recipe.scene_threshold)
     wanted = (config.recipe.scenes, config.recipe.scene_threshold)
     if planned != wanted:

@@ -9,8 +9,9 @@ import torch
 from cluster import runtime
 from jobs.config import RunConfig
 from jobs.configured import configured_recipe, describe_configured_text
+from jobs.events import Events
 from jobs.plan import read_manifest, read_plan
-from jobs.progress import Events, progress, say
+from jobs.progress import progress, say
 from models.text.interface import TextDescription
 from pipeline.cache import sidecar_path
 from pipeline.errors import Refused
@@ -24,7 +25,7 @@ from pipeline.text_column import TextShard, is_current, text_origin, text_shard,
 def text(config: RunConfig) -> int:
     """Encode the captions of every shard whose text is missing or not of today's captions."""
     cache = config.cache
-    check_recipe(cache.root, configured_recipe(config))
+    check_recipe(cache, configured_recipe(config))
     shards = list(shards_of(read_plan(cache)))
     behind = [shard for shard in shards if not sidecar_path(cache.latents, shard).exists()]
     if behind or not shards:

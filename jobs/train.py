@@ -16,8 +16,9 @@ from jobs import engine as engines
 from jobs.config import RunConfig
 from jobs.configured import configured_recipe
 from jobs.engine import Engine
+from jobs.events import Events
 from jobs.metrics import Metrics, following
-from jobs.progress import Events, progress, say
+from jobs.progress import progress, say
 from models.diffusion.draws import draw, posterior_sample
 from models.diffusion.masks import leave_padding_out
 from models.diffusion.rectified_flow import add_noise, loss_per_sample, timestep_transform
@@ -148,8 +149,8 @@ def compute_losses(engine: Engine, config: RunConfig, batch: Batch, step: int) -
 def _stored_recipe(config: RunConfig, recipe: Recipe) -> Recipe:
     """The cache's recipe: the run's own, or one that differs in normalization where the run allows that."""
     if config.train.renormalize:
-        return convertible_recipe(config.cache.root, recipe)
-    check_recipe(config.cache.root, recipe)
+        return convertible_recipe(config.cache, recipe)
+    check_recipe(config.cache, recipe)
     return recipe
 
 

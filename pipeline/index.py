@@ -3,20 +3,27 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline.cache import sidecar_path
 from pipeline.errors import Refused
+from pipeline.location import Place
 from pipeline.recipe import Recipe
+from pipeline.shard import committed_footer
+from pipeline.storage import in_parallel
 from pipeline.tables import read_metadata, read_table, write_table
 
 
-def merge_index(index: Path, column: Path, shards: Sequence[str], row_type: type) -> bool:
-    """Publish the sidecars of `shards` as one table; False where the index already holds exactly these shards."""
-    sidecars = [sidecar_path(column, shard) for shard in shards]
-    footers = [read_metadata(sidecar) for sidecar in sidecars]
+def merge_index(index: Place, column: Place, shards: Sequence[str], row_type: type) -> bool:
+    """Publish the sidecars of `shards` as one table; False where the index already holds exactly these shards.
+
+    Refused where one of them is not committed, or its tar is not the one that its sidecar was written for.
+    """
+    found = dict(zip(shards, in_parallel(lambda shard: committed_footer(column, shard), shards)))
+    footers = [footer for footer in found.values() if footer is not None]
+    if broken := [shard for shard, footer in found.items() if footer is None]:
+        raise Refused(f"{column}: {len(broken)} shards are not whole, such as {broken[0]}; run the same command again")
     recipes = {footer["recipe"] for footer in footers}
     if len(recipes) > 1:
         raise Refused(f"{column} mixes shards of {len(recipes)} recipes; delete those made by another recipe")
@@ -24,12 +31,13 @@ def merge_index(index: Path, column: Path, shards: Sequence[str], row_type: type
     identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     if index.exists() and read_metadata(index).get("shards_sha256") == identity:
         return False
-    table = pa.concat_tables([read_table(sidecar, row_type) for sidecar in sidecars])
+    sidecars = [sidecar_path(column, shard) for shard in shards]
+    table = pa.concat_tables(list(in_parallel(lambda sidecar: read_table(sidecar, row_type), sidecars)))
     write_table(index, table.replace_schema_metadata({"recipe": recipes.pop(), "shards_sha256": identity}))
     return True
 
 
-def open_index(index: Path, recipe: Recipe, row_type: type, verb: str) -> pa.Table:
+def open_index(index: Place, recipe: Recipe, row_type: type, verb: str) -> pa.Table:
     """The table of one column; Refused where `verb` has not written it or another recipe made it."""
     if not index.exists():
         raise Refused(f"{index}: not found; run `{verb}` first, or set data.cache")

@@ -1,11 +1,8 @@
 """Schedule -> batches: members read by byte offset from the tars and collated into one typed batch."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.cache import Cache, tar_path
+from pipeline.cache import Cache
 from pipeline.errors import Refused
 from pipeline.filter import matches
 from pipeline.index import open_index
@@ -22,9 +19,9 @@ from pipeline.recipe import Recipe
 from pipeline.records import Sample, TextSample, Video
 from pipeline.sample import read_array
 from pipeline.schedule import Schedule, Slot, rank_steps
+from pipeline.shard import Member
 from pipeline.tables import read_table
-
-MAX_OPEN_SHARDS = 128  # per reader; systems allow about a thousand open files
+from pipeline.tar_reader import TarReader
 
 
 @dataclass(frozen=True)
@@ -116,44 +113,21 @@ class ClipReader(Dataset):
 
     def __init__(self, training_set: TrainingSet) -> None:
         self.recipe, self.stored = training_set.recipe.latent, training_set.stored.latent
-        self.latents_column = training_set.cache.latents
-        self.text_column = training_set.cache.text(training_set.text_encoder)
+        self.latent_tars = TarReader(training_set.cache.latents)
+        self.text_tars = TarReader(training_set.cache.text(training_set.text_encoder))
         self.samples = training_set.samples
         self.texts = training_set.texts
-        self._handles: dict[Path, int] = {}
 
     def __getitem__(self, slot: Slot) -> tuple[Slot, np.ndarray, np.ndarray]:
-        latents = self._read(self.latents_column, self.samples, "latent", slot.row)
-        text = self._read(self.text_column, self.texts, "text", slot.row)
+        latents = self._read(self.latent_tars, self.samples, "latent", slot.row)
+        text = self._read(self.text_tars, self.texts, "text", slot.row)
         return slot, latents, text
 
-    def _read(self, column: Path, table: pa.Table, member: str, row: int) -> np.ndarray:
-        shard, offset, size, checksum = (
+    def _read(self, tars: TarReader, table: pa.Table, member: str, row: int) -> np.ndarray:
+        shard, *where = (
             table[name][row].as_py() for name in ("shard", f"{member}_offset", f"{member}_bytes", f"{member}_crc32c")
         )
-        path = tar_path(column, shard)
-        content = os.pread(self._handle(path), size, offset)
-        if len(content) != size or google_crc32c.value(content) != checksum:
-            raise Refused(
-                f"{path}: the member at byte {offset} is damaged (its checksum is not the sidecar's); "
-                f"delete the shard's tar and parquet, then run `encode` and `text` again"
-            )
-        return read_array(content)
-
-    def _handle(self, path: Path) -> int:
-        handle = self._handles.pop(path, None)
-        if handle is None:
-            try:
-                handle = os.open(path, os.O_RDONLY)
-            except FileNotFoundError as error:
-                raise Refused(f"{path}: in the index but gone; run `encode` and `text` again") from error
-        self._handles[path] = handle  # the newest last
-        if len(self._handles) > MAX_OPEN_SHARDS:
-            os.close(self._handles.pop(next(iter(self._handles))))
-        return handle
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_handles": {}}  # workers open their own
+        return read_array(tars.read(shard, Member(*where)))
 
     def collate(self, items: list[tuple[Slot, np.ndarray, np.ndarray]]) -> Batch:
         """Items of one bucket -> a batch; captions padded to the longest."""

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
-from pathlib import Path
 
 from pipeline.cache import Cache
 from pipeline.errors import Refused
+from pipeline.location import Place
 from pipeline.quarantine import set_aside
 from pipeline.records import Quarantined, Scene, Source, Video
-from pipeline.storage import append, publish
+from pipeline.storage import publish
 from pipeline.tables import read_metadata, read_records, write_records
 
 STAGE = "scan"  # whose quarantine is kept with the manifest
@@ -107,29 +107,43 @@ def update_manifest(before: Manifest, found: Iterable[Readable], quarantined: Se
 
 
 class Journal:
-    """The files that a scan could read so far, a line of JSON for each: a scan that is stopped goes on from there."""
+    """The files that a scan could read so far: a scan that is stopped goes on from there.
 
-    def __init__(self, path: Path, settings: Settings) -> None:
-        self.path = path
-        self.head = json.dumps(settings.footer()) + "\n"
+    Parts numbered without gaps, each a file of JSON lines, so that it can also lie where nothing can be appended to.
+    """
+
+    def __init__(self, folder: Place, settings: Settings) -> None:
+        self.folder = folder
+        self.head = json.dumps(settings.footer())
+        self.num_parts = 0
 
     def read(self) -> dict[State, Readable]:
-        """What it says; it is removed where other settings wrote it. Cuts off a line that a crash left unfinished."""
-        if not self.path.exists():
-            return {}
-        lines = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        if lines[:1] != [self.head]:
-            self.remove()
-            return {}
-        publish(self.path, "".join(lines).encode())
-        return {state_of(video): (video, scenes) for video, scenes in map(_from_json, lines[1:])}
+        """What it says; it is removed where other settings wrote it."""
+        found: dict[State, Readable] = {}
+        while self._part(self.num_parts).exists():
+            head, *lines = self._part(self.num_parts).read_text().splitlines()
+            self.num_parts += 1
+            if head != self.head:
+                self.remove()
+                return {}
+            found |= {state_of(video): (video, scenes) for video, scenes in map(_from_json, lines)}
+        return found
 
     def append(self, read: Iterable[Readable]) -> None:
-        head = [] if self.path.exists() else [self.head.rstrip()]
-        append(self.path, [*head, *(_to_json(video, scenes) for video, scenes in read)])
+        lines = [self.head, *(_to_json(video, scenes) for video, scenes in read)]
+        publish(self._part(self.num_parts), "".join(f"{line}\n" for line in lines).encode())
+        self.num_parts += 1
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        """The last part first: a rest of it has no gaps."""
+        while self._part(self.num_parts).exists():
+            self.num_parts += 1
+        for number in reversed(range(self.num_parts)):
+            self._part(number).unlink(missing_ok=True)
+        self.num_parts = 0
+
+    def _part(self, number: int) -> Place:
+        return self.folder / f"{number:06d}.jsonl"
 
 
 def _to_json(video: Video, scenes: Iterable[Scene]) -> str:

@@ -3,10 +3,10 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from models.latent_spec import LatentSpec
+from pipeline.cache import Cache
 from pipeline.errors import Refused
 from pipeline.storage import publish
 
@@ -72,14 +72,16 @@ def _leaves(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return leaves
 
 
-def read_recipe(cache: Path) -> Recipe:
+def read_recipe(cache: Cache) -> Recipe:
     """The recipe of a cache; Refused where there is none or it was edited."""
-    path = cache / "recipe.json"
-    if not path.exists():
-        raise Refused(f"{path}: not found, so {cache} is not a cache yet; run `plan` first or set data.cache")
+    path = cache.recipe
     try:
         document = json.loads(path.read_text())
         recipe = Recipe.from_dict(document["recipe"])
+    except FileNotFoundError as error:
+        raise Refused(
+            f"{path}: not found, so {cache.root} is not a cache yet; run `plan` first or set data.cache"
+        ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise Refused(f"{path}: not a recipe of this version ({error!r}); restore it or encode anew") from error
     if recipe.fingerprint() != document["fingerprint"]:
@@ -90,19 +92,19 @@ def read_recipe(cache: Path) -> Recipe:
     return recipe
 
 
-def check_recipe(cache: Path, wanted: Recipe) -> None:
+def check_recipe(cache: Cache, wanted: Recipe) -> None:
     """Refuse a cache that another recipe made, naming the fields that differ."""
     found = read_recipe(cache)
     if found != wanted:
         lines = "; ".join(f"recipe.{line}" for line in differences(found, wanted))
         bridge = ". That is normalization only: `train` can convert, with train.renormalize=true"
         raise Refused(
-            f"{cache} was made by another recipe: {lines}{bridge if found.converts_to(wanted) else ''}. "
+            f"{cache.root} was made by another recipe: {lines}{bridge if found.converts_to(wanted) else ''}. "
             f"Change [recipe] back, or use another data.cache"
         )
 
 
-def convertible_recipe(cache: Path, wanted: Recipe) -> Recipe:
+def convertible_recipe(cache: Cache, wanted: Recipe) -> Recipe:
     """The recipe of a cache whose latents can be read as `wanted` makes them; Refused where more than that differs."""
     found = read_recipe(cache)
     if not found.converts_to(wanted):
@@ -110,10 +112,10 @@ def convertible_recipe(cache: Path, wanted: Recipe) -> Recipe:
     return found
 
 
-def bind_recipe(cache: Path, recipe: Recipe) -> None:
+def bind_recipe(cache: Cache, recipe: Recipe) -> None:
     """Make `cache` a cache of this recipe: write recipe.json if there is none, refuse another one."""
-    path = cache / "recipe.json"
-    if path.exists():
-        return check_recipe(cache, recipe)
     document = {"fingerprint": recipe.fingerprint(), "recipe": recipe.to_dict()}
-    publish(path, (json.dumps(document, indent=2) + "\n").encode())
+    try:
+        publish(cache.recipe, (json.dumps(document, indent=2) + "\n").encode(), replace=False)
+    except FileExistsError:
+        check_recipe(cache, recipe)

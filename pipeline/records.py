@@ -116,6 +116,7 @@ class Sample:
     sharpness: float = UNKNOWN
     dark: bool = False  # near-black: luminance below DARK
     static: bool = False  # near-static: motion below STATIC
+    psnr: float = UNKNOWN  # dB, of those of its chunks that were decoded again and compared with their frames
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Quarantined:
     """A video that could not be used, wholly or in one shard."""
 
     path: str
-    stage: str  # scan | plan | decode
+    stage: str  # scan | plan | decode | encode
     reason: str
     attempts: int
     video: str = ""  # its id, where it got that far

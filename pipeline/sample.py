@@ -48,9 +48,9 @@ def clip_start_s(video: Video, clip: Clip) -> float:
     return float(frame_times(video.start_s, clip.first_frame, 1, clip.fps)[0])
 
 
-def make_sample(clip: Clip, shard: str, start_s: float, look: Look, where: Mapping[str, Member]) -> Sample:
-    """A clip's row in the sidecar; `where` tells of each member, by its name, where it lies."""
-    latent, facts = where[f"{clip.key}.latent.npy"], where[f"{clip.key}.json"]
+def make_sample(clip: Clip, shard: str, start_s: float, look: Look, psnr: float, where: Mapping[str, Member]) -> Sample:
+    """A clip's row in the sidecar; `where` tells of each member, by its ending, where it lies."""
+    latent, facts = where["latent.npy"], where["json"]
     return Sample(
         key=clip.key,
         shard=shard,
@@ -72,4 +72,5 @@ def make_sample(clip: Clip, shard: str, start_s: float, look: Look, where: Mappi
         sharpness=look.sharpness,
         dark=look.luminance < DARK,
         static=clip.num_frames > 1 and look.motion < STATIC,
+        psnr=psnr,
     )

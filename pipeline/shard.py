@@ -2,19 +2,22 @@
 
 import hashlib
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import google_crc32c
+import pyarrow as pa
 from webdataset.writer import TarWriter
 
 from pipeline.cache import sidecar_path, tar_path
-from pipeline.storage import publish
+from pipeline.location import Place
+from pipeline.storage import publishing, size_of, sweep
 from pipeline.tables import read_metadata, write_records
 
 Row = TypeVar("Row")
+BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True)
@@ -34,54 +37,87 @@ class Packed:
     members: dict[str, bytes]
 
 
-def write_shard(
-    column: Path,
-    shard: str,
-    samples: Sequence[Packed],
-    row_type: type[Row],
-    rows: Callable[[dict[str, Member]], Sequence[Row]],
-    facts: dict[str, str],
-) -> Sequence[Row]:
-    """Publish `<shard>.tar`, then `<shard>.parquet`, which commits it; returns the rows of the second.
+class _Hashing:
+    """Writes through to a file and hashes what it writes."""
 
-    `rows` makes them from where each member lies (by name, `<key>.<ending>`); `facts` and the tar's SHA-256 go into
-    its footer.
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.num_bytes += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+class ShardWriter:
+    """A shard's tar as it is written, sample by sample; nobody sees it before `writing_shard` has published it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.facts: dict[str, str] = {}  # what the sidecar's footer says of the tar, once that is finished
+        self._file: Any = _Hashing(file)
+        self._tar: Any = TarWriter(
+            self._file, user="root", group="root", mode=0o644, encoder=False, mtime=0, format=tarfile.USTAR_FORMAT
+        )
+
+    def add(self, sample: Packed) -> dict[str, Member]:
+        """Write a sample; returns where each of its members lies, by ending."""
+        where: dict[str, Member] = {}
+        offset = self._tar.tarstream.offset
+        for ending, content in sorted(sample.members.items()):
+            where[ending] = Member(offset + BLOCK, len(content), google_crc32c.value(content))
+            offset += BLOCK + -(-len(content) // BLOCK) * BLOCK
+        self._tar.write({"__key__": sample.key, **sample.members})
+        if self._tar.tarstream.offset != offset:
+            raise RuntimeError(f"{sample.key}: the tar is at byte {self._tar.tarstream.offset}, expected {offset}")
+        return where
+
+    def finish(self) -> None:
+        """End the tar."""
+        self._tar.close()
+        self.facts = {"tar_sha256": self._file.digest.hexdigest(), "tar_bytes": str(self._file.num_bytes)}
+
+
+@contextmanager
+def writing_shard(column: Place, shard: str) -> Iterator[ShardWriter]:
+    """A tar to write samples to; at the end of the block it is `<shard>.tar`, whole, which `commit_shard` commits."""
+    sweep(tar_path(column, shard))
+    sweep(sidecar_path(column, shard))
+    with publishing(tar_path(column, shard)) as file:
+        writer = ShardWriter(file)
+        yield writer
+        writer.finish()
+        sidecar_path(column, shard).unlink(missing_ok=True)  # an old one must not vouch for the new tar
+
+
+def commit_shard(column: Place, shard: str, row_type: type[Row], rows: Sequence[Row], footer: dict[str, str]) -> None:
+    """Publish `<shard>.parquet`, which commits the tar that was written before it.
+
+    Where another writer of the same shard was faster, which happens where Ray takes a living worker for dead, its
+    sidecar stays if it vouches for the same bytes; else ours does, because ours is the tar that was written last.
     """
-    digest = hashlib.sha256()
-    where: dict[str, Member] = {}
-
-    def write(file: BinaryIO) -> None:
-        where.update(_write_tar(file, samples))
-        file.seek(0)
-        while block := file.read(1 << 20):
-            digest.update(block)
-
-    sidecar_path(column, shard).unlink(missing_ok=True)  # an old one must not vouch for the new tar
-    publish(tar_path(column, shard), write)
-    footer = {**facts, "tar_sha256": digest.hexdigest()}
-    made = rows(where)
-    write_records(sidecar_path(column, shard), row_type, made, footer)
-    return made
-
-
-def _write_tar(file: BinaryIO, samples: Sequence[Packed]) -> dict[str, Member]:
-    writer = TarWriter(file, user="root", group="root", mode=0o644, encoder=False, mtime=0, format=tarfile.USTAR_FORMAT)
-    for sample in samples:
-        writer.write({"__key__": sample.key, **sample.members})
-    writer.close()
-    contents = {f"{sample.key}.{ending}": data for sample in samples for ending, data in sample.members.items()}
-    file.seek(0)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        return {
-            member.name: Member(member.offset_data, member.size, google_crc32c.value(contents[member.name]))
-            for member in tar
-        }
-
-
-def is_committed(column: Path, shard: str, facts: dict[str, str]) -> bool:
-    """Whether a shard's sidecar and tar are there and its footer says `facts`."""
     sidecar = sidecar_path(column, shard)
-    if not sidecar.exists() or not tar_path(column, shard).exists():
-        return False
-    found = read_metadata(sidecar)
-    return all(found.get(name) == value for name, value in facts.items())
+    try:
+        write_records(sidecar, row_type, rows, footer, replace=False)
+    except FileExistsError:
+        if read_metadata(sidecar).get("tar_sha256") != footer["tar_sha256"]:
+            write_records(sidecar, row_type, rows, footer)
+
+
+def is_committed(column: Place, shard: str, facts: dict[str, str]) -> bool:
+    """Whether a shard's sidecar is there, says `facts` in its footer, and has the tar that it was written for."""
+    footer = committed_footer(column, shard)
+    return footer is not None and all(footer.get(name) == value for name, value in facts.items())
+
+
+def committed_footer(column: Place, shard: str) -> dict[str, str] | None:
+    """The footer of a committed shard's sidecar; None where there is none, or its tar is gone or of another size."""
+    try:
+        footer = read_metadata(sidecar_path(column, shard))
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
+    return footer if footer.get("tar_bytes") == str(size_of(tar_path(column, shard))) else None

@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import Refused
-from pipeline.storage import publish
+from pipeline.location import Place
+from pipeline.storage import in_parallel, publish
 
 Record = TypeVar("Record")
 ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
@@ -24,10 +24,17 @@ def schema_of(record_type: type, metadata: Mapping[str, str] | None = None) -> p
 
 
 def write_records(
-    path: Path, record_type: type[Record], records: Iterable[Record], metadata: Mapping[str, str] | None = None
+    path: Place,
+    record_type: type[Record],
+    records: Iterable[Record],
+    metadata: Mapping[str, str] | None = None,
+    replace: bool = True,
 ) -> None:
-    """Publish records as one Parquet file; the same records and metadata give the same bytes."""
-    write_table(path, table_of(record_type, records, metadata))
+    """Publish records as one Parquet file; the same records and metadata give the same bytes.
+
+    FileExistsError where there is a file already and `replace` is False.
+    """
+    write_table(path, table_of(record_type, records, metadata), replace)
 
 
 def table_of(record_type: type, records: Iterable[Any], metadata: Mapping[str, str] | None = None) -> pa.Table:
@@ -44,23 +51,25 @@ def add_columns(table: pa.Table, columns: Mapping[str, Sequence[float]]) -> pa.T
     return table
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Publish an Arrow table as Parquet."""
-    publish(path, lambda file: pq.write_table(table, file))
+def write_table(path: Place, table: pa.Table, replace: bool = True) -> None:
+    """Publish an Arrow table as Parquet; FileExistsError as above."""
+    publish(path, lambda file: pq.write_table(table, file), replace)
 
 
-def read_table(path: Path, record_type: type) -> pa.Table:
+def read_table(path: Place, record_type: type) -> pa.Table:
     """Read a Parquet file that `write_records` wrote; Refused where its columns are not the record's."""
-    table = pq.read_table(path)
+    with path.open("rb") as file:
+        table = pq.read_table(file)
     want = schema_of(record_type)
     if table.schema.names != want.names:
         raise Refused(f"{path}: found columns {table.schema.names}, wanted {want.names}; written by another version?")
     return table
 
 
-def read_records(paths: Sequence[Path], record_type: type[Record]) -> list[Record]:
+def read_records(paths: Sequence[Place], record_type: type[Record]) -> list[Record]:
     """The records of several files, in the order of the files."""
-    return [record for path in paths for record in _records(read_table(path, record_type), record_type)]
+    tables = in_parallel(lambda path: read_table(path, record_type), paths)
+    return [record for table in tables for record in _records(table, record_type)]
 
 
 def _records(table: pa.Table, record_type: type[Record]) -> Iterator[Record]:
@@ -68,7 +77,8 @@ def _records(table: pa.Table, record_type: type[Record]) -> Iterator[Record]:
         yield from map(record_type, *(column.to_numpy(zero_copy_only=False).tolist() for column in batch.columns))
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The footer metadata that `write_records` was given."""
-    found = pq.read_schema(path).metadata or {}
+def read_metadata(path: Place) -> dict[str, Any]:
+    """The footer metadata that `write_records` was given. FileNotFoundError where there is no file."""
+    with path.open("rb") as file:
+        found = pq.read_schema(file).metadata or {}
     return {name.decode(): value.decode() for name, value in found.items()}

@@ -3,15 +3,15 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from models.latent_spec import Dtype
 from models.text.interface import TextDescription, TextEncoder, TextSettings
 from pipeline.cache import Cache, sidecar_path
 from pipeline.errors import Refused
+from pipeline.location import Place
 from pipeline.records import Sample, TextSample, Video
 from pipeline.sample import array_bytes
-from pipeline.shard import Member, Packed, is_committed, write_shard
+from pipeline.shard import Member, Packed, commit_shard, is_committed, writing_shard
 from pipeline.storage import publish
 from pipeline.tables import read_metadata, read_records
 
@@ -92,32 +92,22 @@ def text_shard(cache: Cache, shard: str, videos: dict[str, Video], encoder: str)
     return TextShard(shard, keys, captions, tuple(facts.items()))
 
 
-def is_current(column: Path, work: TextShard) -> bool:
+def is_current(column: Place, work: TextShard) -> bool:
     """Whether the shard's text was made by this encoder from these captions."""
     return is_committed(column, work.shard, dict(work.facts))
 
 
-def write_text_shard(column: Path, work: TextShard, encoder: TextEncoder) -> None:
+def write_text_shard(column: Place, work: TextShard, encoder: TextEncoder) -> None:
     """Encode a shard's captions, each distinct one once, and publish tar and sidecar."""
     distinct = list(dict.fromkeys(work.captions))
     encoded = dict(zip(distinct, encoder.encode(distinct), strict=True))  # caption -> (tokens, dim)
-    packed = [
-        Packed(key, {"text.npy": array_bytes(encoded[caption]), "txt": caption.encode()})
-        for key, caption in zip(work.keys, work.captions, strict=True)
-    ]
+    rows = []
+    with writing_shard(column, work.shard) as tar:
+        for key, caption in zip(work.keys, work.captions, strict=True):
+            where = tar.add(Packed(key, {"text.npy": array_bytes(encoded[caption]), "txt": caption.encode()}))
+            rows.append(_text_sample(key, work.shard, caption, len(encoded[caption]), where["text.npy"]))
+    commit_shard(column, work.shard, TextSample, rows, {**dict(work.facts), **tar.facts})
 
-    def rows(where: dict[str, Member]) -> list[TextSample]:
-        return [
-            TextSample(
-                key=key,
-                shard=work.shard,
-                caption=caption,
-                num_tokens=len(encoded[caption]),
-                text_offset=where[f"{key}.text.npy"].offset,
-                text_bytes=where[f"{key}.text.npy"].num_bytes,
-                text_crc32c=where[f"{key}.text.npy"].crc32c,
-            )
-            for key, caption in zip(work.keys, work.captions, strict=True)
-        ]
 
-    write_shard(column, work.shard, packed, TextSample, rows, dict(work.facts))
+def _text_sample(key: str, shard: str, caption: str, num_tokens: int, text: Member) -> TextSample:
+    return TextSample(key, shard, caption, num_tokens, text.offset, text.num_bytes, text.crc32c)

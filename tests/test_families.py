@@ -52,10 +52,10 @@ def test_a_family_goes_the_whole_way(local_ray: None, few: Path, tmp_path: Path,
         latents = found["latent.npy"]
         assert latents.shape == (spec.stored_channels, *shape) and np.isfinite(latents).all() and latents.std() > 0
 
-    before = digests(config.data.cache)
+    before = digests(config.cache.root)
     tars[0].unlink()
     encode(config)
-    assert digests(config.data.cache) == before  # the noise of the posterior too is a function of recipe, clip, chunk
+    assert digests(config.cache.root) == before  # the noise of the posterior too is a function of recipe, clip, chunk
 
     train(config)
     assert json.loads((config.train.out / "model" / "trained.json").read_text())["steps"] == 2

@@ -8,6 +8,7 @@ import pytest
 from jobs.config import ConfigError
 from jobs.configured import configured_recipe
 from jobs.run_toml import load_config
+from pipeline.cache import Cache
 from pipeline.recipe import bind_recipe
 from tests.checkpoints import publish
 
@@ -38,7 +39,7 @@ def test_the_dtype_of_a_cache_is_that_of_its_plan(sd: list[str], tmp_path: Path)
     """Left open, it must not change with the machine that reads the configuration."""
     config = load_config(None, [*sd, f"data.cache={tmp_path}"])
     recipe = configured_recipe(config)
-    bind_recipe(tmp_path, replace(recipe, latent=replace(recipe.latent, dtype="bfloat16")))
+    bind_recipe(Cache(tmp_path), replace(recipe, latent=replace(recipe.latent, dtype="bfloat16")))
     assert configured_recipe(config).latent.dtype == "bfloat16"
     asked = load_config(None, [*sd, f"data.cache={tmp_path}", "recipe.vae_dtype=float32"])
     assert configured_recipe(asked) == recipe

@@ -27,7 +27,7 @@ LIMITS = reader_limits(DataConfig())
 def shard_works(config: RunConfig) -> list[ShardWork]:
     """The shards of a cache as an encoder is given them."""
     videos = {video.id: video for video in read_manifest(config.cache)}
-    recipe = read_recipe(config.cache.root)
+    recipe = read_recipe(config.cache)
     planned = shards_of(read_plan(config.cache))
     return [shard_work(shard, clips, videos, recipe) for shard, clips in planned.items()]
 

@@ -48,7 +48,7 @@ def test_committed_shards_do_not_need_their_videos_any_more(cached: RunConfig, t
 def test_a_missing_shard_of_a_forgotten_video_is_refused(cached: RunConfig) -> None:
     shard, clips = first_shard(cached)
     with pytest.raises(Refused, match="the manifest no longer has"):
-        shard_work(shard, clips, {}, read_recipe(cached.cache.root))
+        shard_work(shard, clips, {}, read_recipe(cached.cache))
 
 
 def test_every_clip_is_cached_with_its_look(cached: RunConfig) -> None:
@@ -95,7 +95,7 @@ def test_removed_videos_are_left_out_of_their_shard_and_noted(cached: RunConfig)
     shard, clips = first_shard(cached)
     gone = clips[0].video
     videos = {one.id: replace(one, removed=one.id == gone) for one in read_manifest(cached.cache)}
-    work = shard_work(shard, clips, videos, read_recipe(cached.cache.root))
+    work = shard_work(shard, clips, videos, read_recipe(cached.cache))
     kept = [clip for one in work.videos for clip in one.clips]
     assert kept == [clip for clip in clips if clip.video != gone] != clips
     [noted] = left_out(work, {})
@@ -107,7 +107,7 @@ def test_the_quarantine_of_a_shard_tells_all_that_is_known_of_a_failure(cached: 
     shard, clips = first_shard(cached)
     videos = {one.id: one for one in read_manifest(cached.cache)}
     bad = videos[clips[0].video]
-    work = shard_work(shard, clips, videos, read_recipe(cached.cache.root))
+    work = shard_work(shard, clips, videos, read_recipe(cached.cache))
     [noted] = left_out(work, {bad.id: Failed(bad.id, "damaged", 2, "error while decoding MB 3 7")})
     assert noted == Quarantined(
         bad.path, "decode", "damaged", 2, bad.id, shard, "error while decoding MB 3 7", bad.size_bytes, bad.mtime_ns

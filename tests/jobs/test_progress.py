@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.progress import Events, progress, show_quarantine
+from jobs.events import Events
+from jobs.progress import progress, show_quarantine
 from pipeline.records import Quarantined
 
 

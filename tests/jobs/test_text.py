@@ -47,7 +47,7 @@ def test_the_column_holds_t5s_embeddings_and_says_what_made_it(t5_config: RunCon
     assert (origin.name, origin.dim, origin.max_tokens, origin.dtype, origin.clean) == ("t5", 16, 24, "float32", False)
     encoder = load_text_encoder("t5", t5_config.text.path, origin.settings)
     assert encoder.fingerprint() == origin.fingerprint
-    data = open_training_set(t5_config.cache, read_recipe(t5_config.data.cache), "t5")
+    data = open_training_set(t5_config.cache, read_recipe(t5_config.cache), "t5")
     _, _, tokens = ClipReader(data)[Slot(0, 1.0, 0)]
     np.testing.assert_allclose(tokens, encoder.encode([data.texts["caption"][0].as_py()])[0], atol=2e-3)
 

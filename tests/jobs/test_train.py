@@ -222,7 +222,7 @@ def mixed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> RunConfi
 
 
 def test_images_and_padded_clips_are_trained_and_sampled(mixed: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
-    samples = open_training_set(mixed.cache, read_recipe(mixed.cache.root), "bytes").samples.to_pylist()
+    samples = open_training_set(mixed.cache, read_recipe(mixed.cache), "bytes").samples.to_pylist()
     images = [row for row in samples if row["num_frames"] == 1]
     padded = [row for row in samples if row["valid_frames"] < row["num_frames"]]
     others = len(samples) - len(images) - len(padded)
@@ -249,9 +249,9 @@ def test_a_removed_video_is_trained_on_no_more_and_breaks_nothing(mixed: RunConf
     (tmp_path / "videos" / "0.png").unlink()
     places = {"cache": tmp_path / "cache", "source": str(tmp_path / "videos")}
     config = mixed.model_copy(update={"data": mixed.data.model_copy(update=places)})
-    before = open_training_set(config.cache, read_recipe(config.cache.root), "bytes")
+    before = open_training_set(config.cache, read_recipe(config.cache), "bytes")
     fill_cache(config)
-    after = open_training_set(config.cache, read_recipe(config.cache.root), "bytes")
+    after = open_training_set(config.cache, read_recipe(config.cache), "bytes")
     assert (after.samples.num_rows, after.num_removed) == (before.samples.num_rows - 1, 1)
     assert read_metadata(config.cache.index) == read_metadata(mixed.cache.index)  # the shards are as they were
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.vae import load_vae
+from pipeline.cache import Cache
 from pipeline.errors import Refused
 from pipeline.recipe import Recipe, bind_recipe, check_recipe, convertible_recipe, differences, read_recipe
 
@@ -52,17 +53,17 @@ def test_a_recipe_survives_json() -> None:
 
 
 def test_a_bound_cache_tells_its_recipe(tmp_path: Path) -> None:
-    bind_recipe(tmp_path / "cache", RECIPE)
-    assert read_recipe(tmp_path / "cache") == RECIPE
+    bind_recipe(Cache(tmp_path / "cache"), RECIPE)
+    assert read_recipe(Cache(tmp_path / "cache")) == RECIPE
     before = (tmp_path / "cache" / "recipe.json").read_bytes()
-    bind_recipe(tmp_path / "cache", RECIPE)
-    check_recipe(tmp_path / "cache", RECIPE)
+    bind_recipe(Cache(tmp_path / "cache"), RECIPE)
+    check_recipe(Cache(tmp_path / "cache"), RECIPE)
     assert (tmp_path / "cache" / "recipe.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("use", [bind_recipe, check_recipe])
 def test_another_recipe_is_refused_field_by_field(tmp_path: Path, use) -> None:
-    bind_recipe(tmp_path, RECIPE)
+    bind_recipe(Cache(tmp_path), RECIPE)
     other = replace(RECIPE, fps=12.0, latent=replace(RECIPE.latent, posterior="sample"))
     with pytest.raises(Refused) as refused:
         use(tmp_path, other)
@@ -70,7 +71,7 @@ def test_another_recipe_is_refused_field_by_field(tmp_path: Path, use) -> None:
     assert "recipe.fps: found 24.0, wanted 12.0" in message
     assert "recipe.latent.posterior: found 'mean', wanted 'sample'" in message
     assert str(tmp_path) in message and "max_chunks" not in message
-    assert read_recipe(tmp_path) == RECIPE
+    assert read_recipe(Cache(tmp_path)) == RECIPE
 
 
 def test_equal_recipes_have_no_differences() -> None:
@@ -84,23 +85,23 @@ def test_a_difference_names_its_field(field: str) -> None:
 
 
 def test_an_edited_recipe_is_refused(tmp_path: Path) -> None:
-    bind_recipe(tmp_path, RECIPE)
+    bind_recipe(Cache(tmp_path), RECIPE)
     edit(tmp_path, lambda recipe: recipe.update(fps=25.0))
     with pytest.raises(Refused, match=r"recipe\.json: .*edited"):
-        read_recipe(tmp_path)
+        read_recipe(Cache(tmp_path))
 
 
 @pytest.mark.parametrize("change", [lambda recipe: recipe.update(colour="red"), lambda recipe: recipe.pop("fps")])
 def test_a_recipe_of_another_version_is_refused(tmp_path: Path, change) -> None:
-    bind_recipe(tmp_path, RECIPE)
+    bind_recipe(Cache(tmp_path), RECIPE)
     edit(tmp_path, change)
     with pytest.raises(Refused, match=r"recipe\.json"):
-        read_recipe(tmp_path)
+        read_recipe(Cache(tmp_path))
 
 
 def test_a_folder_without_a_recipe_is_no_cache(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"recipe\.json: not found.*run `plan` first"):
-        read_recipe(tmp_path)
+        read_recipe(Cache(tmp_path))
 
 
 def test_a_bucket_that_the_latents_do_not_divide_is_refused() -> None:
@@ -112,15 +113,15 @@ NORMALIZED_ANEW = replace(RECIPE, latent=replace(RECIPE.latent, scaling_factor=0
 
 
 def test_another_normalization_can_be_converted_and_the_refusal_says_so(tmp_path: Path) -> None:
-    bind_recipe(tmp_path, RECIPE)
-    assert convertible_recipe(tmp_path, NORMALIZED_ANEW) == RECIPE
+    bind_recipe(Cache(tmp_path), RECIPE)
+    assert convertible_recipe(Cache(tmp_path), NORMALIZED_ANEW) == RECIPE
     with pytest.raises(Refused, match=r"recipe\.latent\.scaling_factor: .*train\.renormalize=true"):
-        check_recipe(tmp_path, NORMALIZED_ANEW)
+        check_recipe(Cache(tmp_path), NORMALIZED_ANEW)
 
 
 @pytest.mark.parametrize("other", [changed("fps"), replace(RECIPE, latent=replace(RECIPE.latent, dtype="bfloat16"))])
 def test_nothing_else_can_be_converted(tmp_path: Path, other: Recipe) -> None:
-    bind_recipe(tmp_path, RECIPE)
+    bind_recipe(Cache(tmp_path), RECIPE)
     with pytest.raises(Refused, match="was made by another recipe") as refused:
-        convertible_recipe(tmp_path, other)
+        convertible_recipe(Cache(tmp_path), other)
     assert "renormalize" not in str(refused.value)

@@ -1,0 +1,50 @@
+"""What happened, for programs: one JSON object per line, in a file that several processes may append to."""
+
+import json
+import time
+import uuid
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pipeline.location import Location, Place
+from pipeline.storage import append, list_files, publish
+
+PUBLISH_EVERY_S = 10.0
+
+
+class Events:
+    """Writes a verb's events to a local file. In an object store, where nothing can be appended to, each run has a file
+    of its own in a folder instead, which is published anew at most every ten seconds, and at once for what is rare.
+    """
+
+    def __init__(self, place: Place, verb: str) -> None:
+        self.place, self.verb = place, verb
+        self.lines: list[str] = []
+        self.published_s = 0.0
+        if isinstance(place, Location):
+            now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%S")
+            self.place = _folder(place) / f"{now}-{verb}-{uuid.uuid4().hex[:8]}.jsonl"
+
+    def write(self, event: str, often: bool = False, **facts: Any) -> None:
+        """`often` says that many such events follow each other."""
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now, "verb": self.verb, "event": event, **facts})
+        if isinstance(self.place, Path):
+            append(self.place, [line])
+            return
+        self.lines.append(line)
+        if not often or time.monotonic() - self.published_s > PUBLISH_EVERY_S:
+            publish(self.place, "".join(f"{one}\n" for one in self.lines).encode())
+            self.published_s = time.monotonic()
+
+
+def read_events(place: Place) -> list[dict[str, Any]]:
+    """All events by time; a last line that a crash left torn is passed over."""
+    files = list_files(_folder(place), ".jsonl") if isinstance(place, Location) else [place] * place.exists()
+    lines = [line for file in files for line in file.read_bytes().split(b"\n")[:-1]]
+    return sorted(map(json.loads, lines), key=lambda event: event["time"])
+
+
+def _folder(place: Place) -> Place:
+    return place.parent / Path(place.name).stem
