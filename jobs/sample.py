@@ -30,7 +30,7 @@ from models.weights import file_sha256
 from pipeline.encode import decode_to_frames
 from pipeline.errors import Refused
 from pipeline.index import open_index
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, convertible_recipe
 from pipeline.records import TextSample
 from pipeline.storage import publish
 from pipeline.text_column import TextOrigin
@@ -178,7 +178,8 @@ def encode_references(vae: VideoVAE, settings: SampleConfig, height: int, width:
 @torch.inference_mode()
 def cached_captions(config: RunConfig, recipe: Recipe, count: int) -> list[str]:
     """Distinct captions of the cache, evenly spread over them in alphabetical order."""
-    texts = open_index(config.cache.text_index(config.text.encoder), recipe, TextSample, "text")
+    stored = convertible_recipe(config.cache, recipe)  # captions have no normalization
+    texts = open_index(config.cache.text_index(config.text.encoder), stored, TextSample, "text")
     distinct = sorted(set(texts["caption"].to_pylist()))
     places = np.linspace(0, len(distinct) - 1, min(count, len(distinct))).round().astype(int)
     return [distinct[place] for place in places]

@@ -8,6 +8,8 @@ from functools import reduce
 import numpy as np
 from einops import rearrange
 
+from models.latent_spec import LatentSpec
+
 
 @dataclass(frozen=True)
 class ChannelStats:
@@ -46,6 +48,16 @@ class ChannelStats:
         """Of the values seen, not an estimate for others."""
         return tuple((np.asarray(self.m2) / self.count) ** 0.5)
 
+    def latents(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std (channels,) of the latents themselves: of the values or, where these are moments, of samples.
+
+        A sample of a posterior with mean m and std s has the variance var(m) + mean(s^2).
+        """
+        mean, variance = np.asarray(self.mean), np.square(self.std)  # (C,)
+        if len(mean) == 2 * channels:
+            variance[:channels] += variance[channels:] + np.square(mean[channels:])
+        return mean[:channels], np.sqrt(variance[:channels])
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
@@ -59,3 +71,14 @@ def merge_all(parts: Iterable[ChannelStats]) -> ChannelStats | None:
     """Of all parts together, in their order; None of none."""
     found = list(parts)
     return reduce(ChannelStats.merge, found) if found else None
+
+
+def normalization(stats: ChannelStats, spec: LatentSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The shift and scale that would give the latents of `stats`, which `spec` normalized, mean 0 and std 1.
+
+    A channel that is constant keeps its scale.
+    """
+    mean, std = stats.latents(spec.channels)
+    shift = np.asarray(spec.shift) + np.asarray(spec.scale) * mean
+    scale = np.asarray(spec.scale) * np.where(std > 0, std, 1)
+    return tuple(shift.tolist()), tuple(scale.tolist())
