@@ -26,6 +26,7 @@ REORDERED = 16  # frames that a packet may lie before its place in the presentat
 # How a frame is brought upright, by its rotation in quarter turns: FFmpeg filters and their arguments.
 UPRIGHT = {0: (), 1: (("transpose", "cclock"),), 2: (("hflip", None), ("vflip", None)), 3: (("transpose", "clock"),)}
 
+Filter = tuple[str, str | None]  # its name in FFmpeg, and its arguments
 Indexed = tuple[int, np.ndarray]  # a frame's number in the presentation, and its pixels (H, W, 3) uint8
 
 
@@ -112,31 +113,36 @@ def _packets_from(container: InputContainer, video: VideoStream, clock: Clock, s
             yield packet
 
 
+def upright_filters(rotation: int, height: int, width: int) -> tuple[Filter, ...]:
+    """What makes frames (height, width, 3) uint8 RGB as displayed: the filters that decord uses, bit-equal to it."""
+    return (*UPRIGHT[rotation // 90], ("scale", f"{width}:{height}:flags=bicubic"), ("format", "rgb24"))
+
+
 class Upright:
-    """Frames -> (height, width, 3) uint8 RGB as displayed, by the filters that decord uses: bit-equal to it.
+    """Frames -> (height, width, 3) uint8 RGB as displayed.
 
     The filters are set up once for each kind of frame, not once for each frame.
     """
 
     def __init__(self, height: int, width: int) -> None:
-        self.filters = (("scale", f"{width}:{height}:flags=bicubic"), ("format", "rgb24"), ("buffersink", None))
+        self.size = (height, width)
         self.kind: tuple | None = None
         self.graph = Graph()
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        kind = (frame.width, frame.height, frame.format.name, round(frame.rotation / 90) % 4)
+        kind = (frame.width, frame.height, frame.format.name, round(frame.rotation / 90) % 4 * 90)
         if kind != self.kind:
-            self.kind, self.graph = kind, self._build(frame, UPRIGHT[kind[-1]])
+            self.kind, self.graph = kind, self._build(frame, upright_filters(kind[-1], *self.size))
         self.graph.push(frame)
         upright = self.graph.pull()
         assert isinstance(upright, av.VideoFrame)
         return upright.to_ndarray()
 
-    def _build(self, frame: av.VideoFrame, turns: tuple) -> Graph:
+    def _build(self, frame: av.VideoFrame, filters: tuple[Filter, ...]) -> Graph:
         graph = Graph()
         graph.threads = 1
         clock = frame.time_base or Fraction(1)
         source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=clock)
-        filters = (graph.add(name, arguments) for name, arguments in (*turns, *self.filters))
-        graph.link_nodes(source, *filters).configure()
+        nodes = (graph.add(name, arguments) for name, arguments in (*filters, ("buffersink", None)))
+        graph.link_nodes(source, *nodes).configure()
         return graph

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,24 @@ def decode_clips(video: Video, clips: Sequence[Clip]) -> Iterator[tuple[Clip, in
             yield clip, number, np.stack([recent[index] for index in indices])
         for _ in frames:
             pass  # a reader may find only at the end that frames are missing
+
+
+@dataclass(frozen=True, eq=False)
+class ClipFrames:
+    """Which frames of its file make a clip, and when they are shown."""
+
+    indices: np.ndarray  # (num_frames,) in presentation order, from 0; one that is shown for longer comes again
+    times_s: np.ndarray  # (num_frames,) by the container's clock
+    container: str  # FFmpeg's name of the format
+
+
+def find_frames(video: Video, clip: Clip) -> ClipFrames:
+    """The frames that `decode_clips` takes for a clip, none of them decoded; errors as there."""
+    with _scanned_file(video) as path:
+        clock = read_clock(path, video.stream)
+        _check_unchanged(video, path, clock)
+        indices = rearrange(_chunk_indices(video, clip, clock.times_s), "chunks frames -> (chunks frames)")
+        return ClipFrames(indices, clock.times_s[indices], clock.container)
 
 
 def read_frames(path: Path, video: Video, size: tuple[int, int]) -> Iterator[np.ndarray]:
