@@ -7,27 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
 
 from jobs.config import RunConfig
-from jobs.configured import load_configured_vae
 from jobs.metrics import read_metrics
 from jobs.mp4 import read_mp4
 from jobs.pictures import Row, contact_sheet, loss_plot
 from jobs.plan import read_manifest, read_plan
+from jobs.preview import Restored, open_clips, restore, spread_clips
 from jobs.progress import console, say
 from jobs.run import STEPS
 from jobs.run_toml import load_config, toml_document
 from jobs.shapes import TARGET_FPS, direction_of_motion, dominant_colour, make_shapes, parse_caption
-from pipeline.decode import decode_clips
-from pipeline.encode import decode_to_frames
-from pipeline.loader import ClipReader, open_training_set
 from pipeline.plan import shards_of
 from pipeline.quarantine import read_quarantine
-from pipeline.recipe import read_recipe
-from pipeline.records import Clip, Video
-from pipeline.schedule import Slot
 from pipeline.storage import publish
 
 NUM_SHEET_CLIPS = 8
@@ -75,8 +68,9 @@ def demo(out: Path, videos: Path | None, overrides: list[str]) -> tuple[RunConfi
         begun_s = time.monotonic()
         step(config)
         seconds[name] = time.monotonic() - begun_s
-    restored = restore(config, NUM_PSNR_CLIPS)
-    rows = [Row(one.caption, (one.source, one.decoded)) for one in restored[:: NUM_PSNR_CLIPS // NUM_SHEET_CLIPS]]
+    restored = list(restore(config, spread_clips(config.cache, open_clips(config), NUM_PSNR_CLIPS)))
+    some = restored[:: NUM_PSNR_CLIPS // NUM_SHEET_CLIPS]
+    rows = [Row(one.caption, (one.source, one.decoded)) for one in some if one.source is not None]
     contact_sheet(out / "contact_sheet.png", rows)
     metrics = read_metrics(out / "metrics.jsonl")
     loss_plot(out / "loss.png", [line["step"] for line in metrics], [line["loss"] for line in metrics])
@@ -93,43 +87,6 @@ def _document(out: Path, source: Path, changes: dict[str, dict[str, Any]]) -> di
         for name, knobs in part.items():
             sections[name].update(knobs)
     return {name: knobs for name, knobs in sections.items() if knobs}
-
-
-@dataclass(frozen=True)
-class Restored:
-    """A clip beside what the cache makes of it: frames (T, H, W, 3) uint8."""
-
-    caption: str
-    source: np.ndarray
-    decoded: np.ndarray
-
-    @property
-    def psnr_db(self) -> float:
-        error = np.mean((self.source.astype(np.float64) - self.decoded) ** 2)
-        return float(10 * np.log10(255**2 / max(error, 1e-9)))
-
-
-def restore(config: RunConfig, count: int) -> list[Restored]:
-    """`count` clips of the cache, evenly spread over it, decoded again from their latents."""
-    data = open_training_set(config.cache, read_recipe(config.cache), config.text.encoder)
-    vae = load_configured_vae(config)
-    reader = ClipReader(data)
-    videos = {video.id: video for video in read_manifest(config.cache)}
-    clips = {clip.key: clip for clip in read_plan(config.cache)}
-    rows = np.linspace(0, data.samples.num_rows - 1, min(count, data.samples.num_rows)).round().astype(int)
-    restored = []
-    for row in rows.tolist():
-        clip = clips[data.samples["key"][row].as_py()]
-        _, latents, _ = reader[Slot(row, 1.0, 0)]
-        frames = _source_frames(videos[clip.video], clip)
-        decoded = decode_to_frames(vae, torch.from_numpy(latents[None, : vae.spec.channels]), len(frames))[0]
-        restored.append(Restored(data.texts["caption"][row].as_py(), frames, decoded))
-    return restored
-
-
-def _source_frames(video: Video, clip: Clip) -> np.ndarray:
-    chunks = decode_clips(video, [clip])
-    return np.concatenate([frames for _, _, frames in chunks])
 
 
 @dataclass(frozen=True)
@@ -159,7 +116,7 @@ def _show(config: RunConfig, restored: list[Restored], seconds: dict[str, float]
     clips = read_plan(config.cache)
     losses = [line["loss"] for line in read_metrics(out / "metrics.jsonl")]
     window = max(1, len(losses) // 20)
-    psnrs = [one.psnr_db for one in restored]
+    psnrs = [one.psnr_db for one in restored if one.psnr_db is not None]
     rows = [
         ("videos", str(len(read_manifest(config.cache)))),
         ("clips, chunks, shards", f"{len(clips)}, {sum(c.num_chunks for c in clips)}, {len(shards_of(clips))}"),
