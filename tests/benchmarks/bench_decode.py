@@ -15,7 +15,6 @@ from pathlib import Path
 import av
 import decord
 import numpy as np
-import psutil
 
 from jobs.mp4 import write_mp4
 from pipeline.bucket import cover_size, crop_offset
@@ -24,6 +23,7 @@ from pipeline.plan import clip_key
 from pipeline.records import Clip, Source, Video
 from pipeline.sandbox import Limits, Sandbox
 from pipeline.scan import probe
+from tests.benchmarks.process_tree import tree_bytes
 
 ROUNDS = 7
 SIZES = [(360, 640), (720, 1280)]
@@ -152,9 +152,3 @@ def _watch_memory(sandbox: Sandbox, videos: list[Video]) -> None:
             f"{statistics.median(used[start : start + quarter]):.0f}" for start in range(0, 4 * quarter, quarter)
         )
     )
-
-
-def tree_bytes() -> int:
-    """Memory of this process and its children that is in RAM, shared pages counted once."""
-    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    return sum(process.memory_full_info().pss for process in processes)
