@@ -1,7 +1,8 @@
 """`text`: captions -> the text column, shard by shard, only where captions or encoder changed."""
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from itertools import compress
+from typing import Any, TypeAlias
 
 import ray
 import torch
@@ -13,40 +14,70 @@ from jobs.events import Events
 from jobs.plan import read_manifest, read_plan
 from jobs.progress import progress, say
 from models.text.interface import TextDescription
-from pipeline.cache import sidecar_path
+from pipeline.cache import Cache
 from pipeline.errors import Refused
 from pipeline.index import merge_index
+from pipeline.location import Place
 from pipeline.plan import shards_of
-from pipeline.recipe import check_recipe
+from pipeline.recipe import Recipe, check_recipe
 from pipeline.records import TextSample
-from pipeline.text_column import TextShard, is_current, text_origin, text_shard, write_text_origin, write_text_shard
+from pipeline.shard import is_committed
+from pipeline.storage import in_parallel
+from pipeline.text_column import (
+    TextShard,
+    is_current,
+    is_null_current,
+    text_origin,
+    text_shard,
+    write_null_text,
+    write_text_origin,
+    write_text_shard,
+)
+
+Work: TypeAlias = TextShard | Place  # a shard, or where the null caption goes
 
 
 def text(config: RunConfig) -> int:
-    """Encode the captions of every shard whose text is missing or not of today's captions."""
-    cache = config.cache
-    check_recipe(cache, configured_recipe(config))
-    shards = list(shards_of(read_plan(cache)))
-    behind = [shard for shard in shards if not sidecar_path(cache.latents, shard).exists()]
-    if behind or not shards:
-        raise Refused(f"{cache.latents}: {len(behind)} of {len(shards)} planned shards are missing; run `encode` first")
+    """Encode the captions of every committed shard whose text is missing or not of today's captions."""
+    cache, recipe = config.cache, configured_recipe(config)
+    check_recipe(cache, recipe)
+    planned = list(shards_of(read_plan(cache)))
+    shards = committed_shards(cache, planned, recipe)
+    if not shards:
+        raise Refused(f"{cache.latents}: none of {len(planned)} planned shards is committed; run `encode` first")
     encoder = describe_configured_text(config)
-    origin = text_origin(encoder, config.text.path)
-    column = cache.text(encoder.name)
+    origin, column = text_origin(encoder, config.text.path), cache.text(encoder.name)
     videos = {video.id: video for video in read_manifest(cache)}
-    works = [text_shard(cache, shard, videos, origin.fingerprint) for shard in shards]
-    stale = [work for work in works if not is_current(column, work)]
-    if stale:
-        _write_shards(config, encoder, stale)
-    merge_index(cache.text_index(encoder.name), column, shards, TextSample)
+    works = list(in_parallel(lambda shard: text_shard(cache, shard, videos, origin.fingerprint), shards))
+    stale = find_stale(column, works)
+    null = [] if is_null_current(cache, origin) else [cache.null_text(encoder.name)]
+    if stale or null:
+        cache.text_index(encoder.name).unlink(missing_ok=True)  # it must not point into tars that are about to change
+        _encode_all(config, encoder, [*null, *stale])
     write_text_origin(cache, origin)
+    merge_index(cache.text_index(encoder.name), column, shards, TextSample)
     captions = sum(len(set(work.captions)) for work in stale)
     Events(cache.events, "text").write("done", encoder=encoder.name, shards=len(stale), captions=captions)
-    say(f"text: {len(stale)} shards with {captions} captions encoded, {len(works) - len(stale)} were current")
+    left = len(planned) - len(shards)
+    behind = f"; {left} of {len(planned)} shards are not encoded yet" if left else ""
+    say(f"text: {len(stale)} shards with {captions} captions encoded, {len(works) - len(stale)} were current{behind}")
     return 0
 
 
-def _write_shards(config: RunConfig, encoder: TextDescription, works: list[TextShard]) -> None:
+def committed_shards(cache: Cache, planned: Sequence[str], recipe: Recipe) -> list[str]:
+    """The shards whose latents are there, by looking for each where it should be."""
+    facts = {"recipe": recipe.fingerprint()}
+    there = in_parallel(lambda shard: is_committed(cache.latents, shard, facts), planned)
+    return list(compress(planned, there))
+
+
+def find_stale(column: Place, works: Sequence[TextShard]) -> list[TextShard]:
+    """Those whose text is missing, or of other captions or another encoder."""
+    current = in_parallel(lambda work: is_current(column, work), works)
+    return [work for work, is_done in zip(works, current) if not is_done]
+
+
+def _encode_all(config: RunConfig, encoder: TextDescription, works: Sequence[Work]) -> None:
     runtime.connect(config.cluster.address)
     num_gpus = runtime.count("GPU")
     workers = min(len(works), num_gpus or runtime.count_nodes())
@@ -55,19 +86,22 @@ def _write_shards(config: RunConfig, encoder: TextDescription, works: list[TextS
     def start_writer() -> Any:
         return actor.options(num_gpus=min(1, num_gpus)).remote(encoder, config.cache.text(encoder.name))
 
-    with progress("text", len(works), "shards") as bar:
+    with progress("text", len(works), "files") as bar:
         for _ in runtime.share_out(start_writer, workers, works):
             bar.advance()
 
 
 @ray.remote(num_cpus=1)
 class TextWriter:
-    """Holds a text encoder and writes one shard's text at a time."""
+    """Holds a text encoder, and writes one shard's text at a time, or the null caption."""
 
-    def __init__(self, encoder: TextDescription, column: Path) -> None:
+    def __init__(self, encoder: TextDescription, column: Place) -> None:
         self.encoder = encoder.load().to("cuda" if torch.cuda.is_available() else "cpu")
         self.column = column
 
-    def do(self, work: TextShard, upcoming: TextShard | None) -> None:
-        """Write the text of `work`; there is nothing to prepare for the next."""
-        write_text_shard(self.column, work, self.encoder)
+    def do(self, work: Work, upcoming: Work | None) -> None:
+        """Write `work`; there is nothing to prepare for the next."""
+        if isinstance(work, TextShard):
+            write_text_shard(self.column, work, self.encoder)
+        else:
+            write_null_text(work, self.encoder)

@@ -11,30 +11,45 @@ from pipeline.errors import Refused
 from pipeline.location import Place
 from pipeline.recipe import Recipe
 from pipeline.shard import committed_footer
-from pipeline.storage import in_parallel
+from pipeline.storage import in_parallel, sweep_folder
 from pipeline.tables import read_metadata, read_table, write_table
 
 
 def merge_index(index: Place, column: Place, shards: Sequence[str], row_type: type) -> bool:
     """Publish the sidecars of `shards` as one table; False where the index already holds exactly these shards.
 
-    Refused where one of them is not committed, or its tar is not the one that its sidecar was written for.
+    Refused where one of them is not committed, or its tar is not the one that its sidecar was written for. No shards
+    leave no index. What killed writers left beside it and beside the shards is swept up.
     """
+    if not shards:
+        index.unlink(missing_ok=True)
+        return False
+    for folder in {index.parent, *(sidecar_path(column, shard).parent for shard in shards)}:
+        sweep_folder(folder)
+    facts = merged_facts(column, shards)
+    if index.exists() and read_metadata(index).get("shards_sha256") == facts["shards_sha256"]:
+        return False
+    write_table(index, merged_rows(column, shards, row_type).replace_schema_metadata(facts))
+    return True
+
+
+def merged_facts(column: Place, shards: Sequence[str]) -> dict[str, str]:
+    """What the footer of an index of these shards says: the recipe, and a digest of what was merged."""
     found = dict(zip(shards, in_parallel(lambda shard: committed_footer(column, shard), shards)))
-    footers = [footer for footer in found.values() if footer is not None]
     if broken := [shard for shard, footer in found.items() if footer is None]:
         raise Refused(f"{column}: {len(broken)} shards are not whole, such as {broken[0]}; run the same command again")
+    footers = [footer for footer in found.values() if footer is not None]
     recipes = {footer["recipe"] for footer in footers}
     if len(recipes) > 1:
         raise Refused(f"{column} mixes shards of {len(recipes)} recipes; delete those made by another recipe")
-    facts = [[shard, footer["recipe"], footer["tar_sha256"]] for shard, footer in zip(shards, footers)]
-    identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    if index.exists() and read_metadata(index).get("shards_sha256") == identity:
-        return False
+    merged = [[shard, footer["recipe"], footer["tar_sha256"]] for shard, footer in zip(shards, footers)]
+    return {"recipe": recipes.pop(), "shards_sha256": hashlib.sha256(json.dumps(merged).encode()).hexdigest()}
+
+
+def merged_rows(column: Place, shards: Sequence[str], row_type: type) -> pa.Table:
+    """The sidecars of these shards as one table."""
     sidecars = [sidecar_path(column, shard) for shard in shards]
-    table = pa.concat_tables(list(in_parallel(lambda sidecar: read_table(sidecar, row_type), sidecars)))
-    write_table(index, table.replace_schema_metadata({"recipe": recipes.pop(), "shards_sha256": identity}))
-    return True
+    return pa.concat_tables(list(in_parallel(lambda sidecar: read_table(sidecar, row_type), sidecars)))
 
 
 def open_index(index: Place, recipe: Recipe, row_type: type, verb: str) -> pa.Table:

@@ -5,16 +5,14 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 import google_crc32c
-import pyarrow as pa
-from webdataset.writer import TarWriter
 
 from pipeline.cache import sidecar_path, tar_path
 from pipeline.location import Place
-from pipeline.storage import publishing, size_of, sweep
-from pipeline.tables import read_metadata, write_records
+from pipeline.storage import publishing, size_of
+from pipeline.tables import Unreadable, read_metadata, write_records
 
 Row = TypeVar("Row")
 BLOCK = tarfile.BLOCKSIZE
@@ -37,56 +35,51 @@ class Packed:
     members: dict[str, bytes]
 
 
-class _Hashing:
-    """Writes through to a file and hashes what it writes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-        self.num_bytes = 0
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        self.num_bytes += len(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
 class ShardWriter:
-    """A shard's tar as it is written, sample by sample; nobody sees it before `writing_shard` has published it."""
+    """A shard's tar as it is written, sample by sample; nobody sees it before `writing_shard` has published it.
+
+    Python's tarfile makes the headers. It would also copy the contents, 10 KB at a time, which takes longer than
+    hashing and writing them.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.facts: dict[str, str] = {}  # what the sidecar's footer says of the tar, once that is finished
-        self._file: Any = _Hashing(file)
-        self._tar: Any = TarWriter(
-            self._file, user="root", group="root", mode=0o644, encoder=False, mtime=0, format=tarfile.USTAR_FORMAT
-        )
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._num_bytes = 0
 
     def add(self, sample: Packed) -> dict[str, Member]:
         """Write a sample; returns where each of its members lies, by ending."""
-        where: dict[str, Member] = {}
-        offset = self._tar.tarstream.offset
-        for ending, content in sorted(sample.members.items()):
-            where[ending] = Member(offset + BLOCK, len(content), google_crc32c.value(content))
-            offset += BLOCK + -(-len(content) // BLOCK) * BLOCK
-        self._tar.write({"__key__": sample.key, **sample.members})
-        if self._tar.tarstream.offset != offset:
-            raise RuntimeError(f"{sample.key}: the tar is at byte {self._tar.tarstream.offset}, expected {offset}")
-        return where
+        return {
+            ending: self._add(f"{sample.key}.{ending}", content) for ending, content in sorted(sample.members.items())
+        }
 
     def finish(self) -> None:
-        """End the tar."""
-        self._tar.close()
-        self.facts = {"tar_sha256": self._file.digest.hexdigest(), "tar_bytes": str(self._file.num_bytes)}
+        """End the tar: two blocks of zeros, and more of them up to a whole record."""
+        self._write(bytes(2 * BLOCK))
+        self._write(bytes(-self._num_bytes % tarfile.RECORDSIZE))
+        self.facts = {"tar_sha256": self._digest.hexdigest(), "tar_bytes": str(self._num_bytes)}
+
+    def _add(self, name: str, content: bytes) -> Member:
+        """A header, the content, and zeros up to a whole block."""
+        header = tarfile.TarInfo(name)
+        header.size, header.mode = len(content), 0o644
+        header.uname = header.gname = "root"
+        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        offset = self._num_bytes
+        self._write(content)
+        self._write(bytes(-len(content) % BLOCK))
+        return Member(offset, len(content), google_crc32c.value(content))
+
+    def _write(self, data: bytes) -> None:
+        self._digest.update(data)
+        self._file.write(data)
+        self._num_bytes += len(data)
 
 
 @contextmanager
 def writing_shard(column: Place, shard: str) -> Iterator[ShardWriter]:
     """A tar to write samples to; at the end of the block it is `<shard>.tar`, whole, which `commit_shard` commits."""
-    sweep(tar_path(column, shard))
-    sweep(sidecar_path(column, shard))
     with publishing(tar_path(column, shard)) as file:
         writer = ShardWriter(file)
         yield writer
@@ -98,14 +91,15 @@ def commit_shard(column: Place, shard: str, row_type: type[Row], rows: Sequence[
     """Publish `<shard>.parquet`, which commits the tar that was written before it.
 
     Where another writer of the same shard was faster, which happens where Ray takes a living worker for dead, its
-    sidecar stays if it vouches for the same bytes; else ours does, because ours is the tar that was written last.
+    sidecar stays if it vouches for the same bytes. If not, nobody knows whose tar is there: the shard is not committed.
     """
     sidecar = sidecar_path(column, shard)
     try:
         write_records(sidecar, row_type, rows, footer, replace=False)
     except FileExistsError:
-        if read_metadata(sidecar).get("tar_sha256") != footer["tar_sha256"]:
-            write_records(sidecar, row_type, rows, footer)
+        found = committed_footer(column, shard)
+        if found is None or found["tar_sha256"] != footer["tar_sha256"]:
+            sidecar.unlink(missing_ok=True)
 
 
 def is_committed(column: Place, shard: str, facts: dict[str, str]) -> bool:
@@ -115,9 +109,9 @@ def is_committed(column: Place, shard: str, facts: dict[str, str]) -> bool:
 
 
 def committed_footer(column: Place, shard: str) -> dict[str, str] | None:
-    """The footer of a committed shard's sidecar; None where there is none, or its tar is gone or of another size."""
+    """The footer of a committed shard's sidecar; None where that is missing or damaged, or not of the tar's size."""
     try:
         footer = read_metadata(sidecar_path(column, shard))
-    except (FileNotFoundError, pa.ArrowInvalid):
+    except (FileNotFoundError, Unreadable):
         return None
     return footer if footer.get("tar_bytes") == str(size_of(tar_path(column, shard))) else None

@@ -1,11 +1,13 @@
 """Records <-> Parquet. A table's columns are the fields of one record type, in their order."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import Refused
@@ -15,6 +17,10 @@ from pipeline.storage import in_parallel, publish
 Record = TypeVar("Record")
 ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 READ_ROWS = 1 << 16  # that become Python values together
+
+
+class Unreadable(Refused):
+    """A file that is damaged, or no table at all."""
 
 
 def schema_of(record_type: type, metadata: Mapping[str, str] | None = None) -> pa.Schema:
@@ -53,16 +59,18 @@ def add_columns(table: pa.Table, columns: Mapping[str, Sequence[float]]) -> pa.T
 
 def write_table(path: Place, table: pa.Table, replace: bool = True) -> None:
     """Publish an Arrow table as Parquet; FileExistsError as above."""
-    publish(path, lambda file: pq.write_table(table, file), replace)
+    publish(path, lambda file: pq.write_table(table, file, write_page_checksum=True), replace)
 
 
 def read_table(path: Place, record_type: type) -> pa.Table:
-    """Read a Parquet file that `write_records` wrote; Refused where its columns are not the record's."""
-    with path.open("rb") as file:
-        table = pq.read_table(file)
-    want = schema_of(record_type)
-    if table.schema.names != want.names:
-        raise Refused(f"{path}: found columns {table.schema.names}, wanted {want.names}; written by another version?")
+    """Read a Parquet file that `write_records` wrote; Refused where its columns are not the record's, or damaged."""
+    with path.open("rb") as file, _parsing(path):
+        table = pq.read_table(file, page_checksum_verification=True)
+        found, want = table.schema, schema_of(record_type)
+        if found.names != want.names:
+            raise Unreadable(f"{path}: found columns {found.names}, wanted {want.names}; written by another version?")
+    if found.types != want.types:
+        raise _unreadable(path, f"found columns of {found.types}, wanted {want.types}")
     return table
 
 
@@ -72,13 +80,40 @@ def read_records(paths: Sequence[Place], record_type: type[Record]) -> list[Reco
     return [record for table in tables for record in _records(table, record_type)]
 
 
+def find_records(paths: Sequence[Place], record_type: type[Record], column: str, value: str) -> list[Record]:
+    """The records of several files whose `column` is `value`, without making records of the others."""
+    tables = in_parallel(lambda path: read_table(path, record_type).filter(pc.field(column) == value), paths)
+    return [record for table in tables for record in _records(table, record_type)]
+
+
 def _records(table: pa.Table, record_type: type[Record]) -> Iterator[Record]:
     for batch in table.to_batches(max_chunksize=READ_ROWS):  # NumPy makes Python values of whole columns, fast
         yield from map(record_type, *(column.to_numpy(zero_copy_only=False).tolist() for column in batch.columns))
 
 
 def read_metadata(path: Place) -> dict[str, Any]:
-    """The footer metadata that `write_records` was given. FileNotFoundError where there is no file."""
-    with path.open("rb") as file:
+    """The footer metadata that `write_records` was given. FileNotFoundError where there is no file, or Unreadable."""
+    with path.open("rb") as file, _parsing(path):
         found = pq.read_schema(file).metadata or {}
-    return {name.decode(): value.decode() for name, value in found.items()}
+        return {name.decode(): value.decode() for name, value in found.items()}
+
+
+@contextmanager
+def _parsing(path: Place) -> Iterator[None]:
+    """What Arrow finds wrong with the bytes of a table, as Unreadable; what goes wrong with the disk, as it is."""
+    try:
+        yield
+    except OSError as error:
+        if type(error) is not OSError or error.errno is not None or error.__cause__ is not None:
+            raise
+        raise _unreadable(path, str(error)) from error
+    except (ValueError, pa.ArrowException) as error:
+        raise _unreadable(path, str(error)) from error
+
+
+def _unreadable(path: Place, reason: str) -> Unreadable:
+    first_line, _, _ = reason.partition("\n")
+    return Unreadable(
+        f"{path}: no table, or a damaged one: {first_line}; restore it, or where it is a sidecar or an index run "
+        f"`verify --repair`"
+    )

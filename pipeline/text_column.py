@@ -1,8 +1,11 @@
-"""Captions -> the text column: the same keys in the same order as the latents, each caption encoded once a shard."""
+"""Captions -> the text column: the same keys in the same order as the latents, each caption encoded once a shard.
+
+Beside its shards lies the null caption, encoded once.
+"""
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from models.latent_spec import Dtype
 from models.text.interface import TextDescription, TextEncoder, TextSettings
@@ -27,6 +30,7 @@ class TextOrigin:
     dtype: Dtype | None
     clean: bool  # whether captions were cleaned first
     fingerprint: str
+    null_sha256: str = ""  # of the file with the null caption
 
     @property
     def settings(self) -> TextSettings:
@@ -41,8 +45,9 @@ def text_origin(description: TextDescription, path: str | None) -> TextOrigin:
 
 
 def write_text_origin(cache: Cache, origin: TextOrigin) -> None:
-    """State what made a column; a file that says so already is left alone."""
-    path, content = cache.text_origin(origin.name), (json.dumps(asdict(origin), indent=2) + "\n").encode()
+    """State what made a column and its null caption; a file that says so already is left alone."""
+    whole = replace(origin, null_sha256=null_sha256(cache, origin.name))
+    path, content = cache.text_origin(origin.name), (json.dumps(asdict(whole), indent=2) + "\n").encode()
     if not path.exists() or path.read_bytes() != content:
         publish(path, content)
 
@@ -56,6 +61,26 @@ def read_text_origin(cache: Cache, encoder: str) -> TextOrigin:
         return TextOrigin(**json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
         raise Refused(f"{path}: not of this version ({error}); run `text` again") from error
+
+
+def write_null_text(path: Place, encoder: TextEncoder) -> None:
+    """Encode the null caption, which is empty."""
+    [tokens] = encoder.encode([""])  # (tokens, dim)
+    publish(path, array_bytes(tokens))
+
+
+def null_sha256(cache: Cache, encoder: str) -> str:
+    """Of the file with the null caption; empty where there is none."""
+    path = cache.null_text(encoder)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
+def is_null_current(cache: Cache, origin: TextOrigin) -> bool:
+    """Whether the null caption is there, whole, and made by this encoder."""
+    if not cache.text_origin(origin.name).exists():
+        return False
+    recorded, found = read_text_origin(cache, origin.name), null_sha256(cache, origin.name)
+    return recorded.fingerprint == origin.fingerprint and recorded.null_sha256 == found != ""
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,14 @@ from models.text import load_text_encoder
 from pipeline.errors import Refused
 from pipeline.loader import ClipReader, open_training_set
 from pipeline.recipe import read_recipe
+from pipeline.records import TextSample, Video
+from pipeline.sample import read_array
 from pipeline.schedule import Slot
+from pipeline.tables import read_metadata, read_records, write_records
 from pipeline.text_column import read_text_origin
 from tests.checkpoints import publish_t5
 from tests.conftest import digests
+from tests.shards import local
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def t5_config(cached: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Ru
     published = publish_t5(root / "weights")
     config = cached.model_copy(
         update={
-            "data": cached.data.model_copy(update={"cache": root / "cache"}),
+            "data": cached.data.model_copy(update={"cache": str(root / "cache")}),
             "text": cached.text.model_copy(update={"encoder": "t5", "path": str(published), "max_tokens": 24}),
             "train": cached.train.model_copy(update={"out": root / "run", "steps": 1, "workers": 1}),
             "sample": cached.sample.model_copy(update={"prompts": ("a red circle",), "steps": 2}),
@@ -53,7 +57,7 @@ def test_the_column_holds_t5s_embeddings_and_says_what_made_it(t5_config: RunCon
 
 
 def test_text_that_is_current_is_left_alone(t5_config: RunConfig) -> None:
-    files = sorted(t5_config.cache.text("t5").rglob("*.*"))
+    files = sorted(local(t5_config.cache.text("t5")).rglob("*.*"))
     before, times = digests(t5_config.cache.text("t5")), [path.stat().st_mtime_ns for path in files]
     text(t5_config)
     assert digests(t5_config.cache.text("t5")) == before
@@ -93,7 +97,7 @@ def test_cleaning_makes_the_column_again_and_is_recorded(t5_config: RunConfig, t
     shutil.copytree(t5_config.data.cache, tmp_path / "cache")
     cleaned = t5_config.model_copy(
         update={
-            "data": t5_config.data.model_copy(update={"cache": tmp_path / "cache"}),
+            "data": t5_config.data.model_copy(update={"cache": str(tmp_path / "cache")}),
             "text": t5_config.text.model_copy(update={"clean": True}),
         }
     )
@@ -108,3 +112,52 @@ def test_training_without_text_says_what_to_run(cached: RunConfig, tmp_path: Pat
     other = cached.model_copy(update={"text": cached.text.model_copy(update={"encoder": "t5", "path": str(path)})})
     with pytest.raises(Refused, match="run `text` first"):
         train(other)
+
+
+@pytest.fixture
+def copied(cached: RunConfig, tmp_path: Path) -> RunConfig:
+    """A cache of its own, one of whose captions was edited."""
+    shutil.copytree(cached.data.cache, tmp_path / "cache")
+    config = cached.model_copy(update={"data": cached.data.model_copy(update={"cache": str(tmp_path / "cache")})})
+    manifest = config.cache.manifest
+    first, *others = read_records([manifest], Video)
+    write_records(manifest, Video, [replace(first, caption="edited"), *others], read_metadata(manifest))
+    return config
+
+
+def test_an_edited_caption_makes_its_shards_again_and_nothing_else(cached: RunConfig, copied: RunConfig) -> None:
+    text(copied)
+    before, after = digests(cached.cache.root), digests(copied.cache.root)
+    shards = {
+        row.shard for row in read_records([copied.cache.text_index("bytes")], TextSample) if row.caption == "edited"
+    }
+    assert shards
+    wanted = {f"text/bytes/{shard}.{ending}" for shard in shards for ending in ("tar", "parquet")}
+    assert before.keys() == after.keys()
+    assert {name for name in after if after[name] != before[name]} == {
+        *wanted,
+        "text/bytes/index.parquet",
+        "manifest/part-00000.parquet",
+    }
+
+
+def test_interrupted_text_leaves_no_index_that_points_into_other_tars(copied: RunConfig) -> None:
+    folders = [path for path in local(copied.cache.text("bytes")).iterdir() if path.is_dir()]
+    for folder in folders:
+        folder.chmod(0o500)  # the actor cannot write
+    with pytest.raises(Refused, match="cannot be written"):
+        text(copied)
+    assert not copied.cache.text_index("bytes").exists()
+    with pytest.raises(Refused, match="run `text` first"):
+        open_training_set(copied.cache, read_recipe(copied.cache), "bytes")
+    for folder in folders:
+        folder.chmod(0o700)
+    text(copied)
+    open_training_set(copied.cache, read_recipe(copied.cache), "bytes")
+
+
+def test_the_null_caption_is_encoded_once(cached: RunConfig, t5_config: RunConfig) -> None:
+    for config, encoder, num_tokens in ((cached, "bytes", 0), (t5_config, "t5", 1)):
+        tokens = read_array(config.cache.null_text(encoder).read_bytes())
+        assert tokens.shape == (num_tokens, read_text_origin(config.cache, encoder).dim)  # T5's is "end of text"
+        assert tokens.dtype == np.float16

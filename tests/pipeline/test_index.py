@@ -9,7 +9,8 @@ from models.vae import load_vae
 from pipeline.errors import Refused
 from pipeline.index import merge_index, open_index
 from pipeline.recipe import Recipe
-from pipeline.shard import Member, Packed, write_shard
+from pipeline.shard import Packed
+from tests.shards import write_shard
 
 RECIPE = Recipe(load_vae("dct").spec, fps=24.0, buckets=((64, 64),), max_chunks=3, tail="drop")
 OTHER = replace(RECIPE, fps=12.0)
@@ -22,11 +23,9 @@ class Row:
 
 
 def write(column: Path, shard: str, keys: str, recipe: Recipe = RECIPE) -> None:
-    def rows(where: dict[str, Member]) -> list[Row]:
-        return [Row(key, where[f"{key}.txt"].offset) for key in keys]
-
     packed = [Packed(key, {"txt": key.encode()}) for key in keys]
-    write_shard(column, shard, packed, Row, rows, {"recipe": recipe.fingerprint()})
+    facts = {"recipe": recipe.fingerprint()}
+    write_shard(column, shard, packed, Row, lambda key, where: Row(key, where["txt"].offset), facts)
 
 
 def keys(index: Path) -> str:

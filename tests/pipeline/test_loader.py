@@ -3,6 +3,7 @@
 import os
 import pickle
 import resource
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from pipeline.recipe import Recipe
 from pipeline.records import Sample, TextSample, Tombstone, Video
 from pipeline.sample import array_bytes
 from pipeline.schedule import Schedule, Slot
-from pipeline.shard import Member, Packed, write_shard
+from pipeline.shard import Member, Packed
 from pipeline.tables import read_metadata, read_records, write_records
 from pipeline.text_column import text_shard, write_text_shard
+from tests.shards import local, write_shard
 
 RECIPE = Recipe(load_vae("dct").spec, fps=24.0, buckets=((64, 64), (64, 96)), max_chunks=3, tail="drop")
 ENCODER = ByteEncoder(32)
@@ -51,20 +53,17 @@ def write_latents(
     frames: tuple[int, int, int] = (1, 17, 17),
 ) -> None:
     """A shard of clips of so many chunks, frames and valid frames, of the videos v0 to v4 in turn."""
-    keys, channels = [f"k{first + number}" for number in range(clips)], recipe.latent.stored_channels
-    num_latents = recipe.latent.latent_frames(frames[1])
+    keys = [f"k{first + number}" for number in range(clips)]
+    channels, num_latents = recipe.latent.stored_channels, recipe.latent.latent_frames(frames[1])
 
-    def rows(where: dict[str, Member]) -> list[Sample]:
-        found = []
-        for number, key in enumerate(keys, start=first):
-            npy, facts = where[f"{key}.latent.npy"], where[f"{key}.json"]
-            lies = (npy.offset, npy.num_bytes, npy.crc32c, facts.offset, facts.num_bytes)
-            found.append(Sample(key, shard, f"v{number % 5}", 0.0, 20.0 + number, *bucket, *frames, *lies))
-        return found
+    def row(key: str, where: Mapping[str, Member]) -> Sample:
+        npy, facts, number = where["latent.npy"], where["json"], int(key[1:])
+        lies = (npy.offset, npy.num_bytes, npy.crc32c, facts.offset, facts.num_bytes)
+        return Sample(key, shard, f"v{number % 5}", 0.0, 20.0 + number, *bucket, *frames, *lies)
 
     contents = {key: array_bytes(latent(key, bucket, channels, num_latents)) for key in keys}
-    packed = [Packed(key, {"latent.npy": contents[key], "json": b"{}"}) for key in keys]
-    write_shard(cache.latents, shard, packed, Sample, rows, {"recipe": recipe.fingerprint()})
+    packed = [Packed(key, {"latent.npy": content, "json": b"{}"}) for key, content in contents.items()]
+    write_shard(cache.latents, shard, packed, Sample, row, {"recipe": recipe.fingerprint()})
 
 
 def write_cache(root: Path, shards: dict[str, tuple[int, int]], clips: int, recipe: Recipe = RECIPE) -> Cache:
@@ -157,7 +156,7 @@ def test_a_reader_that_was_sent_elsewhere_opens_its_own_files(cache: Cache) -> N
     slot = Slot(3, 1.0, 0)
     wanted = reader[slot][1]
     sent = pickle.dumps(reader)
-    for handle in reader._handles.values():
+    for handle in reader.latent_tars._handles.values():
         os.close(handle)  # numbers of open files mean nothing in another process
     assert np.array_equal(pickle.loads(sent)[slot][1], wanted)
 
@@ -165,7 +164,7 @@ def test_a_reader_that_was_sent_elsewhere_opens_its_own_files(cache: Cache) -> N
 @pytest.mark.parametrize(("column", "member"), [("latents", "latent"), ("text/bytes", "text")])
 def test_a_damaged_byte_stops_the_run_and_names_the_file(cache: Cache, column: str, member: str) -> None:
     shard = "64x64/0000-000001"
-    path = tar_path(cache.root / column, shard)
+    path = local(tar_path(cache.root / column, shard))
     data = open_set(cache)
     table = data.samples if member == "latent" else data.texts
     row = table["shard"].to_pylist().index(shard)
@@ -177,7 +176,7 @@ def test_a_damaged_byte_stops_the_run_and_names_the_file(cache: Cache, column: s
 
 
 def test_a_tar_cut_short_stops_the_run(cache: Cache) -> None:
-    path = tar_path(cache.latents, "64x96/0000-000000")
+    path = local(tar_path(cache.latents, "64x96/0000-000000"))
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(Refused, match="damaged"):
         batches(open_set(cache))
@@ -193,7 +192,7 @@ def test_a_missing_tar_stops_the_run_and_says_what_to_do(cache: Cache) -> None:
 def test_more_shards_than_files_may_be_open_can_be_read(cache: Cache) -> None:
     data, shards = open_set(cache), [f"64x64/{number}" for number in range(600)]
     for shard in shards:  # as many shards, all of the same clip
-        tar_path(cache.latents, shard).symlink_to(tar_path(cache.latents, "64x64/0000-000000"))
+        local(tar_path(cache.latents, shard)).symlink_to(local(tar_path(cache.latents, "64x64/0000-000000")))
     names = pa.array(shards)
     place = data.samples.schema.get_field_index("shard")
     samples = data.samples.take([0] * len(shards)).set_column(place, "shard", names)

@@ -1,7 +1,9 @@
 """A shard is a plain tar: byte-identical for the same samples, addressed by its sidecar, and committed by it."""
 
+import hashlib
 import io
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from webdataset import WebDataset  # pyright: ignore[reportAttributeAccessIssue]
 
 from pipeline.cache import sidecar_path, tar_path
 from pipeline.sample import array_bytes
-from pipeline.shard import Member, Packed, is_committed, write_shard
+from pipeline.shard import Member, Packed, commit_shard, committed_footer, is_committed, writing_shard
 from pipeline.tables import read_metadata, read_records
+from tests.shards import local, write_shard
 
 SHARD = "64x64/0000-000003"
 FACTS = {"recipe": "r" * 64, "generation": "0000"}
@@ -21,14 +24,17 @@ FACTS = {"recipe": "r" * 64, "generation": "0000"}
 
 @dataclass(frozen=True)
 class Row:
-    name: str
-    offset: int
-    num_bytes: int
-    crc32c: int
+    key: str
+    latent_offset: int
+    latent_bytes: int
+    latent_crc32c: int
+    json_offset: int
+    json_bytes: int
 
 
-def rows(where: dict[str, Member]) -> list[Row]:
-    return [Row(name, member.offset, member.num_bytes, member.crc32c) for name, member in where.items()]
+def row(key: str, where: Mapping[str, Member]) -> Row:
+    latent, facts = where["latent.npy"], where["json"]
+    return Row(key, latent.offset, latent.num_bytes, latent.crc32c, facts.offset, facts.num_bytes)
 
 
 def samples(count: int = 3, seed: int = 0) -> list[Packed]:
@@ -46,7 +52,7 @@ def samples(count: int = 3, seed: int = 0) -> list[Packed]:
 
 
 def write(column: Path, packed: list[Packed], facts: dict[str, str] = FACTS) -> None:
-    write_shard(column, SHARD, packed, Row, rows, facts)
+    write_shard(column, SHARD, packed, Row, row, facts)
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
@@ -58,7 +64,7 @@ def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_no_clock_and_no_user_gets_in(tmp_path: Path) -> None:
     write(tmp_path, samples())
-    with tarfile.open(tar_path(tmp_path, SHARD)) as tar:
+    with tarfile.open(local(tar_path(tmp_path, SHARD))) as tar:
         members = tar.getmembers()
     assert {(one.mtime, one.uid, one.gid, one.uname, one.gname, one.mode) for one in members} == {
         (0, members[0].uid, members[0].gid, "root", "root", 0o644)
@@ -68,19 +74,19 @@ def test_no_clock_and_no_user_gets_in(tmp_path: Path) -> None:
 
 def test_offsets_address_the_content_of_each_member(tmp_path: Path) -> None:
     write(tmp_path, samples())
-    wanted = {f"{one.key}.{ending}": data for one in samples() for ending, data in one.members.items()}
     content = tar_path(tmp_path, SHARD).read_bytes()
     found = read_records([sidecar_path(tmp_path, SHARD)], Row)
-    assert len(found) == len(wanted) == 6
-    for row in found:
-        data = content[row.offset : row.offset + row.num_bytes]
-        assert data == wanted[row.name]
-        assert row.crc32c == google_crc32c.value(data)
+    for one, wanted in zip(found, samples(), strict=True):
+        assert one.key == wanted.key
+        latent = content[one.latent_offset : one.latent_offset + one.latent_bytes]
+        assert latent == wanted.members["latent.npy"]
+        assert one.latent_crc32c == google_crc32c.value(latent)
+        assert content[one.json_offset : one.json_offset + one.json_bytes] == wanted.members["json"]
 
 
 def test_any_tar_reads_it_in_the_order_of_the_samples(tmp_path: Path) -> None:
     write(tmp_path, samples())
-    with tarfile.open(tar_path(tmp_path, SHARD), "r:") as tar:
+    with tarfile.open(local(tar_path(tmp_path, SHARD)), "r:") as tar:
         keys = [member.name.split(".")[0] for member in tar]
         assert list(dict.fromkeys(keys)) == [one.key for one in samples()]
         first = samples()[0]
@@ -102,16 +108,22 @@ def test_a_shard_whose_samples_all_failed_is_an_empty_tar(tmp_path: Path) -> Non
     write(tmp_path, [])
     assert is_committed(tmp_path, SHARD, FACTS)
     assert read_records([sidecar_path(tmp_path, SHARD)], Row) == []
-    with tarfile.open(tar_path(tmp_path, SHARD)) as tar:
+    with tarfile.open(local(tar_path(tmp_path, SHARD))) as tar:
         assert tar.getnames() == []
 
 
-def test_the_footer_says_the_facts_and_the_sum_of_the_tar(tmp_path: Path) -> None:
-    import hashlib
-
+def test_the_footer_says_the_facts_and_the_size_and_sum_of_the_tar(tmp_path: Path) -> None:
     write(tmp_path, samples())
-    digest = hashlib.sha256(tar_path(tmp_path, SHARD).read_bytes()).hexdigest()
-    assert read_metadata(sidecar_path(tmp_path, SHARD)) == {**FACTS, "tar_sha256": digest}
+    content = tar_path(tmp_path, SHARD).read_bytes()
+    assert (
+        read_metadata(sidecar_path(tmp_path, SHARD))
+        == committed_footer(tmp_path, SHARD)
+        == {
+            **FACTS,
+            "tar_sha256": hashlib.sha256(content).hexdigest(),
+            "tar_bytes": str(len(content)),
+        }
+    )
 
 
 def test_a_written_shard_is_committed(tmp_path: Path) -> None:
@@ -133,23 +145,75 @@ def test_a_shard_of_other_facts_is_not_the_one_wanted(tmp_path: Path, facts: dic
     assert not is_committed(tmp_path, SHARD, facts)
 
 
-def test_a_tar_without_its_sidecar_is_what_a_crash_in_between_leaves(tmp_path: Path) -> None:
-    def crash(where: dict[str, Member]) -> list[Row]:
-        assert tar_path(tmp_path, SHARD).exists()
-        raise OSError("power cut")
-
-    with pytest.raises(OSError, match="power cut"):
-        write_shard(tmp_path, SHARD, samples(), Row, crash, FACTS)
+@pytest.mark.parametrize("path", [tar_path, sidecar_path])
+def test_a_tar_or_sidecar_cut_short_is_no_shard(tmp_path: Path, path) -> None:
+    write(tmp_path, samples())
+    path(tmp_path, SHARD).write_bytes(path(tmp_path, SHARD).read_bytes()[:-7])
     assert not is_committed(tmp_path, SHARD, FACTS)
 
 
-def test_a_replaced_tar_is_not_committed_by_the_old_sidecar(tmp_path: Path) -> None:
+def test_whatever_is_wrong_with_a_sidecar_one_may_ask(tmp_path: Path) -> None:
+    write(tmp_path, samples())
+    sidecar = local(sidecar_path(tmp_path, SHARD))
+    content = sidecar.read_bytes()
+    for offset in range(len(content) - 400, len(content)):
+        sidecar.write_bytes(content[:offset] + bytes([content[offset] ^ 0x55]) + content[offset + 1 :])
+        is_committed(tmp_path, SHARD, FACTS)
+    sidecar.write_bytes(b"")
+    assert not is_committed(tmp_path, SHARD, FACTS)
+
+
+def write_tar(column: Path, packed: list[Packed]) -> tuple[list[Row], dict[str, str]]:
+    """All of a shard but its commit."""
+    with writing_shard(column, SHARD) as tar:
+        rows = [row(one.key, tar.add(one)) for one in packed]
+        assert not tar.facts
+    return rows, {**FACTS, **tar.facts}
+
+
+def test_a_tar_without_its_sidecar_is_no_shard(tmp_path: Path) -> None:
+    write_tar(tmp_path, samples())
+    assert tar_path(tmp_path, SHARD).exists() and not is_committed(tmp_path, SHARD, FACTS)
+
+
+def test_an_error_in_between_leaves_the_shard_that_was_there(tmp_path: Path) -> None:
+    write(tmp_path, samples())
+    before = [path(tmp_path, SHARD).read_bytes() for path in (tar_path, sidecar_path)]
+    with pytest.raises(RuntimeError, match="power cut"), writing_shard(tmp_path, SHARD) as tar:
+        tar.add(samples(seed=1)[0])
+        raise RuntimeError("power cut")
+    assert [path(tmp_path, SHARD).read_bytes() for path in (tar_path, sidecar_path)] == before
+    assert len(list(local(tar_path(tmp_path, SHARD)).parent.iterdir())) == 2
+
+
+def test_the_old_sidecar_does_not_vouch_for_a_new_tar(tmp_path: Path) -> None:
     write(tmp_path, samples(seed=0))
+    write_tar(tmp_path, samples(seed=1))
+    assert not is_committed(tmp_path, SHARD, FACTS)
 
-    def crash(where: dict[str, Member]) -> list[Row]:
-        raise OSError("power cut")
 
-    before = tar_path(tmp_path, SHARD).read_bytes()
-    with pytest.raises(OSError, match="power cut"):
-        write_shard(tmp_path, SHARD, samples(seed=1), Row, crash, {**FACTS, "generation": "0001"})
-    assert not is_committed(tmp_path, SHARD, FACTS) or tar_path(tmp_path, SHARD).read_bytes() == before
+def test_what_a_killed_writer_left_aside_is_swept_by_the_next(tmp_path: Path) -> None:
+    write(tmp_path, samples())
+    folder = local(tar_path(tmp_path, SHARD)).parent
+    for path in (tar_path, sidecar_path):
+        (folder / f".{path(tmp_path, SHARD).name}.{'0' * 32}.tmp").touch()
+    write(tmp_path, samples())
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_two_writers_of_one_shard_commit_it_once(tmp_path: Path) -> None:
+    rows, footer = write_tar(tmp_path, samples())
+    write_tar(tmp_path, samples())  # by a worker that was taken for dead
+    commit_shard(tmp_path, SHARD, Row, rows, footer)
+    first = local(sidecar_path(tmp_path, SHARD)).stat().st_ino
+    commit_shard(tmp_path, SHARD, Row, rows, footer)
+    assert local(sidecar_path(tmp_path, SHARD)).stat().st_ino == first
+    assert is_committed(tmp_path, SHARD, FACTS)
+
+
+def test_of_two_writers_with_other_bytes_neither_is_committed(tmp_path: Path) -> None:
+    rows, footer = write_tar(tmp_path, samples())
+    other_rows, other_footer = write_tar(tmp_path, samples(seed=1))
+    commit_shard(tmp_path, SHARD, Row, rows, footer)  # late: the tar is the other's by now
+    commit_shard(tmp_path, SHARD, Row, other_rows, other_footer)
+    assert not is_committed(tmp_path, SHARD, FACTS)

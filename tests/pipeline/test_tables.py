@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import Refused
-from pipeline.tables import read_metadata, read_records, read_table, write_records
+from pipeline.tables import Unreadable, read_metadata, read_records, read_table, write_records
 
 
 @dataclass(frozen=True)
@@ -64,3 +64,39 @@ def test_another_records_file_is_refused_by_name(tmp_path: Path) -> None:
 def test_folders_named_like_columns_add_none(tmp_path: Path) -> None:
     write_records(tmp_path / "run=3" / "fruit.parquet", Fruit, FRUITS)
     assert read_records([tmp_path / "run=3" / "fruit.parquet"], Fruit) == FRUITS
+
+
+def test_a_damaged_value_is_refused_not_read(tmp_path: Path) -> None:
+    write_records(tmp_path / "fruit", Fruit, FRUITS)
+    content = bytearray((tmp_path / "fruit").read_bytes())
+    content[content.index(b"pear")] ^= 1
+    (tmp_path / "fruit").write_bytes(content)
+    with pytest.raises(Unreadable, match=r"fruit: no table, or a damaged one: .*; restore it"):
+        read_records([tmp_path / "fruit"], Fruit)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"name,weight_g\n", bytes(1000)])
+def test_what_is_no_table_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "fruit").write_bytes(content)
+    for read in (lambda path: read_table(path, Fruit), read_metadata):
+        with pytest.raises(Unreadable, match="fruit: no table"):
+            read(tmp_path / "fruit")
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_metadata(tmp_path / "nothing")
+    with pytest.raises(IsADirectoryError):
+        read_table(tmp_path, Fruit)
+
+
+def test_columns_of_other_types_are_damage(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Counted:
+        name: str
+        weight_g: int
+        count: int
+
+    write_records(tmp_path / "fruit", Counted, [Counted("pear", 170, 3)])
+    with pytest.raises(Unreadable, match=r"found columns of .*int64.*wanted .*double"):
+        read_table(tmp_path / "fruit", Fruit)

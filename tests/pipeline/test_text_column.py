@@ -1,6 +1,7 @@
 """The text column follows the latents key by key, and is made again only when captions or encoder change."""
 
 import tarfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,20 @@ from models.text.byte_encoder import ByteEncoder
 from pipeline.cache import Cache, sidecar_path, tar_path
 from pipeline.errors import Refused
 from pipeline.records import Sample, TextSample, Video
-from pipeline.sample import read_array
-from pipeline.shard import Packed, write_shard
+from pipeline.sample import array_bytes, read_array
+from pipeline.shard import Member, Packed
+from pipeline.storage import publish
 from pipeline.tables import read_metadata, read_records
-from pipeline.text_column import is_current, text_shard, write_text_shard
+from pipeline.text_column import (
+    TextOrigin,
+    is_current,
+    is_null_current,
+    text_shard,
+    write_null_text,
+    write_text_origin,
+    write_text_shard,
+)
+from tests.shards import local, write_shard
 
 SHARD = "64x64/0000-000000"
 KEYS = ["c", "a", "d", "b"]  # of the videos 3, 1, 3 and 2
@@ -32,9 +43,12 @@ VIDEOS = {identity: video(identity, caption) for identity, caption in CAPTIONS.i
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     """A cache with one shard of latents."""
-    samples = [Sample(key, SHARD, VIDEO_OF[key], 0.0, 24.0, 64, 64, 1, 17, 17, 0, 0, 0, 0, 0) for key in KEYS]
+
+    def sample(key: str, _: Mapping[str, Member]) -> Sample:
+        return Sample(key, SHARD, VIDEO_OF[key], 0.0, 24.0, 64, 64, 1, 17, 17, 0, 0, 0, 0, 0)
+
     packed = [Packed(key, {"json": b"{}"}) for key in KEYS]
-    write_shard(Cache(tmp_path).latents, SHARD, packed, Sample, lambda where: samples, {"recipe": "r"})
+    write_shard(Cache(tmp_path).latents, SHARD, packed, Sample, sample, {"recipe": "r"})
     return Cache(tmp_path)
 
 
@@ -51,7 +65,7 @@ class CountingEncoder(ByteEncoder):
 
 
 def write(cache: Cache, encoder: ByteEncoder, videos: dict[str, Video] = VIDEOS) -> Path:
-    column = cache.text(encoder.name)
+    column = local(cache.text(encoder.name))
     write_text_shard(column, text_shard(cache, SHARD, videos, encoder.fingerprint()), encoder)
     return column
 
@@ -61,7 +75,7 @@ def test_keys_and_order_are_those_of_the_latents(cache: Cache) -> None:
     found = read_records([sidecar_path(column, SHARD)], TextSample)
     assert [row.key for row in found] == KEYS
     assert {row.shard for row in found} == {SHARD}
-    with tarfile.open(tar_path(column, SHARD)) as tar:
+    with tarfile.open(local(tar_path(column, SHARD))) as tar:
         assert list(dict.fromkeys(member.name.split(".")[0] for member in tar)) == KEYS
 
 
@@ -76,7 +90,7 @@ def test_every_clip_has_the_embedding_of_its_videos_caption(cache: Cache) -> Non
         assert np.array_equal(tokens, encoder.encode([caption])[0])
         assert tokens.dtype == np.float16
         assert row.num_tokens == len(tokens) == len(caption.encode())
-    with tarfile.open(tar_path(column, SHARD)) as tar:
+    with tarfile.open(local(tar_path(column, SHARD))) as tar:
         stored = tar.extractfile("c.txt")
         assert stored is not None and stored.read().decode() == CAPTIONS["3"]
 
@@ -124,3 +138,28 @@ def test_a_removed_video_keeps_its_caption(cache: Cache) -> None:
 def test_a_video_that_the_manifest_forgot_is_refused(cache: Cache) -> None:
     with pytest.raises(Refused, match="1 of its videos are not in the manifest.*restore it"):
         text_shard(cache, SHARD, {"1": VIDEOS["1"], "2": VIDEOS["2"]}, ByteEncoder(32).fingerprint())
+
+
+@pytest.mark.parametrize("num_tokens", [0, 3])
+def test_the_null_caption_is_current_until_it_or_the_encoder_changes(tmp_path: Path, num_tokens: int) -> None:
+    class Wordy(CountingEncoder):
+        """Says something for an empty caption too, as T5 does."""
+
+        def embed(self, texts: Sequence[str]) -> list[np.ndarray]:
+            return super().embed([text or "x" * num_tokens for text in texts])
+
+    cache, encoder = Cache(tmp_path), Wordy()
+    origin = TextOrigin("bytes", None, 32, 300, None, False, encoder.fingerprint())
+    assert not is_null_current(cache, origin)
+    write_text_origin(cache, origin)
+    assert not is_null_current(cache, origin)  # stated, and not there
+    write_null_text(cache.null_text("bytes"), encoder)
+    assert not is_null_current(cache, origin)  # there, and not stated
+    write_text_origin(cache, origin)
+    assert is_null_current(cache, origin)
+    assert encoder.asked == [""]
+    assert not is_null_current(cache, replace(origin, fingerprint="another"))
+    tokens = read_array(cache.null_text("bytes").read_bytes())
+    assert tokens.shape == (num_tokens, 32) and tokens.dtype == np.float16
+    publish(cache.null_text("bytes"), array_bytes(tokens + 1) + b"0")
+    assert not is_null_current(cache, origin)
