@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+WORKER_DEAD = (RayActorError, OutOfMemoryError)  # the latter where Ray killed it because the node's memory was full
 
 
 class WorkerLost(RuntimeError):
@@ -49,7 +50,21 @@ def count(resource: str) -> int:
 
 def count_nodes() -> int:
     """How many nodes are alive."""
-    return sum(node["Alive"] for node in ray.nodes())
+    return len(nodes())
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a machine of the cluster offers."""
+
+    cpus: int
+    gpus: int
+
+
+def nodes() -> list[Node]:
+    """Those that are alive."""
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in found]
 
 
 @dataclass
@@ -87,7 +102,8 @@ def share_out(
             lane = lanes.pop(done)
             try:
                 result = ray.get(done)
-            except RayActorError as error:
+            except WORKER_DEAD as error:
+                ray.kill(lane.worker)  # it may be cut off only; two of them would want the same GPU
                 attempts[lane.current] += 1
                 if attempts[lane.current] >= max_attempts:
                     raise WorkerLost(f"{max_attempts} workers died of {lane.current}; the last: {error}") from error

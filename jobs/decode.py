@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
-from ray.exceptions import ObjectLostError, OutOfMemoryError, OwnerDiedError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError
 
 from pipeline.errors import BadVideo
 from pipeline.looked import decode_and_look
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # a decode task does without torch, which the configuration's
     from jobs.config import DataConfig, EncodeConfig
 
 DECODE_ATTEMPTS = 2
-PROCESS_LOST = (WorkerCrashedError, ObjectLostError, OwnerDiedError, OutOfMemoryError)
+PROCESS_LOST = (WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 
 
 @dataclass(frozen=True)

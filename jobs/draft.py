@@ -30,14 +30,15 @@ class ShardDraft:
         self.stats: list[ChannelStats] = []  # of each clip
 
     def take(self, slot: Slot, latents: np.ndarray) -> None:
-        """Keep the latents of a chunk; chunks of a clip come in their order."""
-        self.latents[slot.key].append(latents)
+        """Keep the latents of a chunk, unless its video has failed; chunks of a clip come in their order."""
+        if slot.video not in self.intake.failed:
+            self.latents[slot.key].append(latents)
 
     def write_settled(self) -> None:
         """Write the clips of the next videos as long as these have passed; leave out those that failed."""
         while self.waiting:
             work = self.waiting[-1]
-            done = all(len(self.latents[clip.key]) == clip.num_chunks for clip in work.clips)
+            done = all(len(self.latents.get(clip.key, [])) == clip.num_chunks for clip in work.clips)
             if work.video.id not in self.intake.failed and not (done and self.intake.has_passed(work)):
                 return
             for clip in work.clips:

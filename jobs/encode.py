@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import groupby
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from jobs.forecast import compare_forecast
 from jobs.intake import Intake
 from jobs.plan import read_manifest, read_plan
 from jobs.progress import progress, say
+from jobs.room import count_encoders
 from models.vae.interface import VideoVAE
 from pipeline.cache import Cache
 from pipeline.encode import batch_size, chunk_seed, chunks_at_once, encode_chunks
@@ -119,30 +121,36 @@ def _tell_costs(config: RunConfig, works: list[ShardWork], reports: list[ShardRe
 def _encode_shards(config: RunConfig, works: list[ShardWork], events: Events) -> list[ShardReport]:
     """Encode and commit shards; Refused as soon as too many of their videos are bad."""
     runtime.connect(config.cluster.address, num_cpus=config.encode.encoder_cpus + 1)
-    settings, num_gpus = config.encode, runtime.count("GPU")
-    fitting = int(num_gpus / settings.encoder_gpus) if num_gpus else runtime.count_nodes()
-    num_encoders = min(settings.encoders or fitting, len(works))
-    _check_room(config, num_encoders)
+    settings, nodes = config.encode, runtime.nodes()
+    num_encoders = count_encoders(nodes, settings, len(works))
+    num_gpus = settings.encoder_gpus if any(node.gpus for node in nodes) else 0
 
     def start_encoder() -> Any:
-        return Encoder.options(
-            num_cpus=settings.encoder_cpus, num_gpus=settings.encoder_gpus if num_gpus else 0
-        ).remote(config)
+        return Encoder.options(num_cpus=settings.encoder_cpus, num_gpus=num_gpus).remote(config)
 
-    reports, tried, bad = [], set(), set()
+    reports, tried, bad, said = [], set(), set(), False
     with progress("encode", len(works), "shards") as bar:
         chunks, started_s = 0, time.monotonic()
         for work, report in runtime.share_out(start_encoder, num_encoders, works):
             reports.append(report)
             events.write("shard", often=True, shard=work.shard, **asdict(report))
-            if report.drift:
-                say(f"encode: {work.shard}: latents are not about mean 0 and std 1: {'; '.join(report.drift)}")
+            if (odd := oddities(report, settings.min_psnr)) and not said:  # of other shards the events tell
+                say(f"encode: {work.shard}: {odd}")
+                said = True
             tried |= {one.video.id for one in work.videos}
             bad |= set(report.failed)
             _check_share(config, len(bad), len(tried))
             chunks += report.chunks
             bar.advance(note=f"{chunks / (time.monotonic() - started_s):.1f} chunks/s")
     return reports
+
+
+def oddities(report: ShardReport, min_psnr: float) -> str:
+    """What is worth a look in a shard that passed the gate; empty where nothing is."""
+    odd = [f"latents are not about mean 0 and std 1: {', '.join(report.drift)}"] * bool(report.drift)
+    if report.psnr and median(report.psnr) < min_psnr:
+        odd.append(f"chunks come back with {median(report.psnr):.1f} dB, encode.min_psnr={min_psnr:g}")
+    return "; ".join(odd)
 
 
 def _check_share(config: RunConfig, bad: int, tried: int) -> None:
@@ -154,16 +162,6 @@ def _check_share(config: RunConfig, bad: int, tried: int) -> None:
             f"{config.data.max_bad_fraction:g}: {'; '.join(reasons[:3])}. What is committed stays; look at "
             f"`latentmill quarantine list`, mend what is wrong and have them tried again by "
             f"`latentmill quarantine retry`, or raise data.max_bad_fraction"
-        )
-
-
-def _check_room(config: RunConfig, num_encoders: int) -> None:
-    """Refuse what would wait for ever: encoders that leave no CPU for a decode task."""
-    found, wanted = runtime.count("CPU"), num_encoders * config.encode.encoder_cpus + 1
-    if found < wanted:
-        raise Refused(
-            f"encode.encoders: {num_encoders} encoders of {config.encode.encoder_cpus} CPUs and one decode task want "
-            f"{wanted} CPUs, the cluster has {found}; lower encode.encoders or encode.encoder_cpus"
         )
 
 
@@ -224,6 +222,7 @@ class ShardEncoder:
                 encoded = encode_chunks(self.vae, frames, self._seeds(members, len(frames)))  # (batch, C, t, h, w)
                 for number, (slot, seen, latents) in enumerate(zip(members, frames, encoded), start=first):
                     if problem := value_problem(latents) if slot.video not in intake.failed else "":
+                        trips.check_bad(self.vae, seen, latents, problem)
                         intake.fail(Failed(slot.video, problem, attempts=1, stage="encode"))
                     elif slot.video not in intake.failed and trips.wants(number):
                         draft.psnr[slot.key].append(trips.check(self.vae, seen, latents))
@@ -243,7 +242,7 @@ class ShardEncoder:
             wait_s=intake.wait_s,
             decode_cpu_s=intake.decode_cpu_s,
             psnr=tuple(trips.found),
-            drift=tuple(drift(stats)) if (stats := merge_all(draft.stats)) else (),
+            drift=tuple(drift(stats, self.recipe.latent.channels)) if (stats := merge_all(draft.stats)) else (),
         )
 
     def _seeds(self, members: Sequence[Slot], count: int) -> list[int]:
@@ -263,7 +262,7 @@ def batches(
 
     Chunks of videos that failed are zeros. The array is used again for the next batch.
     """
-    most = settings.batch or chunks_at_once(work.size, settings.batch_bytes)
+    most = settings.batch or chunks_at_once(work.size, settings.batch_bytes, device_here())
     size = batch_size(len(work.slots), most)
     frames = np.zeros((size, *work.size, 3), np.uint8)
     for first in range(0, len(work.slots), max(1, size)):
@@ -274,9 +273,13 @@ def batches(
         yield first, members, frames
 
 
+def device_here() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _prepare_vae(config: RunConfig) -> VideoVAE:
     """The run's VAE on this process's device, within its memory, compiled where that is asked for."""
-    vae = load_configured_vae(config).to("cuda" if torch.cuda.is_available() else "cpu")
+    vae = load_configured_vae(config).to(device_here())
     vae.memory_bytes = config.encode.vae_bytes
     if config.encode.compile:
         for module in vae.modules_to_compile():

@@ -211,7 +211,7 @@ def time_encoding(config: RunConfig, clips: Sequence[Clip]) -> tuple[str, tuple[
     torch.set_num_threads(config.encode.encoder_cpus)
     try:
         for size in sorted(pixels, key=lambda size: (-pixels[size], size))[:PROBED_SIZES]:
-            most = config.encode.batch or chunks_at_once(size, config.encode.batch_bytes)
+            most = config.encode.batch or chunks_at_once(size, config.encode.batch_bytes, "cuda" if on_gpu else "cpu")
             timed.append(TimedSize(*size, seconds=_encode(vae, size, most)))
             if time.monotonic() - began_s > PROBE_S:
                 break

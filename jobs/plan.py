@@ -14,6 +14,7 @@ from pipeline.plan import DROPPED, Account, find_tombstones, latent_bytes, make_
 from pipeline.quarantine import set_aside
 from pipeline.recipe import bind_recipe
 from pipeline.records import Clip, Scene, Tombstone, Video
+from pipeline.storage import sweep_folder
 from pipeline.tables import read_records, write_records
 
 
@@ -23,6 +24,7 @@ def plan(config: RunConfig) -> int:
     Returns how many videos gave none.
     """
     cache, recipe = config.cache, configured_recipe(config)
+    sweep_folder(cache.plan(0).parent)
     videos, planned = read_manifest(cache), planned_videos(cache)
     generation = len(cache.plans())
     fresh = [video for video in videos if video.id not in planned]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from models.latent_spec import LatentSpec
@@ -53,6 +54,10 @@ class Recipe:
 
     def fingerprint(self) -> str:
         """SHA-256 over every field."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:  # asked for each clip, and it takes a millisecond
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
@@ -60,16 +65,17 @@ def differences(found: Recipe, wanted: Recipe) -> list[str]:
     """One line per field that differs, named by its dotted path."""
     return [
         f"{name}: found {old!r}, wanted {new!r}"
-        for (name, old), (_, new) in zip(_leaves(found.to_dict()), _leaves(wanted.to_dict()), strict=True)
+        for (name, old), (_, new) in zip(leaves(found.to_dict()), leaves(wanted.to_dict()), strict=True)
         if old != new
     ]
 
 
-def _leaves(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves = []
+def leaves(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested fields as (dotted path, value)."""
+    found = []
     for name, value in fields.items():
-        leaves += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
-    return leaves
+        found += leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return found
 
 
 def read_recipe(cache: Cache) -> Recipe:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import OutOfMemoryError
 
 from cluster.runtime import WorkerLost, share_out
 
@@ -24,8 +25,10 @@ class Worker:
         order = self.folder / str(item)
         if order.exists():
             what = order.read_text()
-            if what == "die once":
+            if what.endswith("once"):
                 order.unlink()
+            if what.startswith("no memory"):
+                raise OutOfMemoryError("as where Ray kills a worker because the node's memory is full")
             if what.startswith("die"):
                 os.kill(os.getpid(), 9)
             raise ValueError(what)
@@ -42,8 +45,9 @@ def test_every_item_is_done_once_and_was_announced(local_ray: None, tmp_path: Pa
     assert results == {item: (2 * item, True) for item in range(10)}
 
 
-def test_a_dead_workers_items_are_done_by_another(local_ray: None, tmp_path: Path) -> None:
-    (tmp_path / "2").write_text("die once")
+@pytest.mark.parametrize("order", ["die once", "no memory once"])
+def test_a_dead_workers_items_are_done_by_another(local_ray: None, tmp_path: Path, order: str) -> None:
+    (tmp_path / "2").write_text(order)
     results = list(share_out(start(tmp_path), 2, range(6)))
     assert sorted(item for item, _ in results) == list(range(6))
     assert not (tmp_path / "2").exists()

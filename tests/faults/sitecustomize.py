@@ -1,16 +1,19 @@
 """Decoders that crash or hang, by the name of the file: in every process started with this folder on PYTHONPATH.
 
 `segfaults.mp4` and `hangs.mp4` do so when they are opened, `segfaults late.mp4` and `hangs late.mp4` only when decord
-comes to them, which a scan without scenes never does. No other name is touched.
+comes to them, which a scan without scenes never does. `waits.mp4` is opened when the file `waits.mp4.hold` beside it is
+gone; until then `waits.mp4.waiting` names the process that wants it. No other name is touched.
 """
 
 import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +29,15 @@ def fail(package: str, path: str) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
     while name.startswith("hangs"):
         ctypes.PyDLL(None).pause()  # keeps the interpreter's lock, as decoders may: no thread of this process can help
+    if name == "waits.mp4":
+        wait(Path(path.removeprefix("file:")))
+
+
+def wait(video: Path) -> None:
+    """Until it is no longer held."""
+    while video.with_name("waits.mp4.hold").exists():
+        video.with_name("waits.mp4.waiting").write_text(str(os.getpid()))
+        time.sleep(0.01)
 
 
 class FaultyFinder:

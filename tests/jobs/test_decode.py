@@ -10,9 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
 from jobs.config import DataConfig, EncodeConfig, RunConfig
-from jobs.decode import Decoded, Decoders, Failed, ShardWork, Spent, VideoWork, Yielded, decode_groups, reader_limits
+from jobs.decode import (
+    Decoded,
+    Decoders,
+    Failed,
+    Group,
+    Passed,
+    ShardWork,
+    Spent,
+    VideoWork,
+    Yielded,
+    decode_groups,
+    reader_limits,
+)
 from jobs.encode import shard_work
 from jobs.plan import read_manifest, read_plan
 from pipeline.decode import decode_clips
@@ -111,8 +124,8 @@ def test_padding_is_not_looked_at(local_ray: None, whole: ShardWork) -> None:
     one = whole.videos[0]
     padded = replace(one.clips[0], num_chunks=1, num_frames=17, valid_frames=5)
     work = replace(whole, videos=(VideoWork(one.video, (padded,)),))
-    [chunk, _] = Decoders(EncodeConfig(), LIMITS).read(work, None)
-    assert isinstance(chunk, Decoded)
+    [chunk, passed, _] = Decoders(EncodeConfig(), LIMITS).read(work, None)
+    assert isinstance(chunk, Decoded) and passed == Passed(one.video.id, (padded.key,))
     assert chunk.look == look_at(chunk.frames[:5]) != look_at(chunk.frames)
 
 
@@ -159,6 +172,31 @@ def test_a_task_that_dies_takes_only_its_own_video_along(
     assert "died" in failed.reason
     others = replace(whole, videos=tuple(video for video in whole.videos if video.video.id != culprit))
     assert set(wanted(others)) <= set(keys_of(items))
+
+
+@pytest.mark.parametrize("lost", [NodeDiedError("gone"), WorkerCrashedError(), OutOfMemoryError("full")])
+def test_however_a_task_is_lost_its_videos_are_decoded_again(
+    local_ray: None, whole: ShardWork, lost: Exception
+) -> None:
+    items = list(LosesItsFirstTask(lost).read(whole, None))
+    assert keys_of(items) == wanted(whole)
+    assert not [item for item in items if isinstance(item, Failed)]
+
+
+class LosesItsFirstTask(Decoders):
+    """Decoders whose first task is lost before it yields anything, in one way or another."""
+
+    def __init__(self, lost: Exception) -> None:
+        super().__init__(EncodeConfig(frames_per_task=10**6), LIMITS)
+        self.lost: Exception | None = lost
+
+    def _launch(self, group: Group) -> Any:
+        lost, self.lost = self.lost, None
+        return self._lose(lost) if lost else super()._launch(group)
+
+    def _lose(self, lost: Exception) -> Iterator[Any]:
+        raise lost
+        yield  # which makes it an iterator
 
 
 def dies_of(culprit: str) -> Any:

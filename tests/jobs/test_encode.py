@@ -29,8 +29,8 @@ from tests.test_end_to_end import moving_bar
 
 
 def copied(config: RunConfig, tmp_path: Path) -> RunConfig:
-    shutil.copytree(config.cache.root, tmp_path / "cache")
-    return config.model_copy(update={"data": config.data.model_copy(update={"cache": tmp_path / "cache"})})
+    shutil.copytree(config.data.cache, tmp_path / "cache")
+    return config.model_copy(update={"data": config.data.model_copy(update={"cache": str(tmp_path / "cache")})})
 
 
 def first_shard(config: RunConfig) -> tuple[str, list[Clip]]:

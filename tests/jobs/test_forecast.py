@@ -32,6 +32,7 @@ from pipeline.cache import sidecar_path
 from pipeline.plan import shards_of
 from pipeline.records import Clip, Video
 from pipeline.sandbox import Sandbox
+from pipeline.storage import publish
 from tests.conftest import cache_config
 
 VIDEO = Video("f" * 16, "/v.mp4", "", 1, 1, "h264", 0, 100, 200, 480, 0.0, 479 / 48, 48.0)
@@ -55,8 +56,8 @@ def scanned(local_ray: None, shapes: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def planned(scanned: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture) -> tuple[RunConfig, str]:
     """A cache of its own that is planned and not encoded, and what `plan` said."""
-    shutil.copytree(scanned.cache.root, tmp_path / "cache")
-    config = scanned.model_copy(update={"data": scanned.data.model_copy(update={"cache": tmp_path / "cache"})})
+    shutil.copytree(scanned.data.cache, tmp_path / "cache")
+    config = scanned.model_copy(update={"data": scanned.data.model_copy(update={"cache": str(tmp_path / "cache")})})
     plan(config)
     return config, capsys.readouterr().out
 
@@ -99,8 +100,7 @@ def test_only_what_is_not_encoded_is_forecast(planned: tuple[RunConfig, str]) ->
     clips, videos = read_plan(config.cache), {video.id: video for video in read_manifest(config.cache)}
     first, *others = shards_of(clips).values()
     done = sidecar_path(config.cache.latents, first[0].shard)
-    done.parent.mkdir(parents=True)
-    done.touch()
+    publish(done, b"")
     assert f"forecast: {len(clips) - len(first)} clips to encode" in make_forecast(config, clips, videos)
     gone = others[0][0].video
     left = [one for members in others for one in members if one.video != gone]
@@ -137,11 +137,10 @@ def test_a_bad_video_is_passed_over_and_all_bad_are_told(planned: tuple[RunConfi
     assert "decoding ? and 1 s of one core" in compare_forecast(config, clips, videos, 1, 1.0, 1.0)
 
 
-def test_an_encoder_fills_up_the_last_batch_of_a_shard(planned: tuple[RunConfig, str]) -> None:
+def test_batches_are_even_so_that_fillers_are_not_counted(planned: tuple[RunConfig, str]) -> None:
     config, _ = planned
-    assert config.encode.batch == 8
     two_shards = [clip(num_chunks=9), clip(200, shard="64x64/0000-000001")]
-    assert estimate(config, two_shards, {VIDEO.id: VIDEO}, RATES).encode_s == pytest.approx((16 + 8) * 0.5)
+    assert estimate(config, two_shards, {VIDEO.id: VIDEO}, RATES).encode_s == pytest.approx((9 + 1) * 0.5)
 
 
 def test_other_sizes_are_estimated_by_their_pixels() -> None:

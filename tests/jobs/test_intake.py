@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from jobs.decode import Decoded, Failed, Slot, Spent, Yielded
+from jobs.decode import Decoded, Failed, Passed, Slot, Spent, VideoWork, Yielded
 from jobs.intake import Intake
-from pipeline.records import Clip, Look
+from pipeline.records import Clip, Look, Video
 
 
 def chunk(video: str, number: int, luminance: float = 0.5) -> Decoded:
@@ -50,6 +50,16 @@ def test_waiting_ends_with_the_failure() -> None:
         raise AssertionError("nothing more needs to be read")
 
     assert Intake(items()).frames(Slot("a", "a-clip", 3)) is None
+
+
+def test_a_video_has_passed_when_all_its_clips_have() -> None:
+    """A long video is decoded by several tasks, each of which passes some of its clips."""
+    video = Video("a", "/a.mp4", "", 1, 1, "h264", 0, 8, 8, 34, 0.0, 33 / 8, 8.0)
+    clips = tuple(Clip(key, "s", "a", first, 1, 17, 17, 8.0, 8, 8, 0.0, 9.0) for key, first in (("k", 0), ("l", 17)))
+    work = VideoWork(video, clips)
+    assert not taken([Passed("a", ("k",))]).has_passed(work)
+    assert taken([Passed("a", ("k",)), Passed("a", ("l",))]).has_passed(work)
+    assert not taken([Passed("a", ("k", "l")), Failed("a", "damaged", 2)]).has_passed(work)
 
 
 def test_the_cost_of_all_tasks_is_added_up() -> None:

@@ -66,7 +66,7 @@ def test_another_recipe_is_refused_field_by_field(tmp_path: Path, use) -> None:
     bind_recipe(Cache(tmp_path), RECIPE)
     other = replace(RECIPE, fps=12.0, latent=replace(RECIPE.latent, posterior="sample"))
     with pytest.raises(Refused) as refused:
-        use(tmp_path, other)
+        use(Cache(tmp_path), other)
     message = str(refused.value)
     assert "recipe.fps: found 24.0, wanted 12.0" in message
     assert "recipe.latent.posterior: found 'mean', wanted 'sample'" in message

@@ -8,8 +8,9 @@ import pytest
 
 from models.vae import load_vae
 from pipeline.recipe import Recipe
-from pipeline.records import Clip
-from pipeline.sample import array_bytes, clip_facts, read_array
+from pipeline.records import Clip, Look, Video
+from pipeline.sample import array_bytes, clip_facts, clip_start_s, make_sample, read_array
+from pipeline.shard import Member
 
 RECIPE = Recipe(load_vae("dct").spec, fps=24.0, buckets=((64, 96),), max_chunks=3, tail="drop")
 CLIP = Clip("k-00000000-64x96", "64x96/0000-000000", "k", 34, 2, 34, 34, 23.976, 64, 96, 0.0, 9.0)
@@ -58,3 +59,16 @@ def test_facts_tell_a_stranger_what_the_clip_is() -> None:
         "posterior": "mean",
         "recipe": RECIPE.fingerprint(),
     }
+
+
+def test_a_row_says_where_its_members_lie_how_it_looks_and_how_well_it_came_back() -> None:
+    where = {"json": Member(512, 100, 7), "latent.npy": Member(1536, 640, 8)}
+    row = make_sample(CLIP, CLIP.shard, 1.25, Look(0.02, 0.5, 0.3), 28.5, where)
+    assert (row.latent_offset, row.latent_bytes, row.latent_crc32c) == (1536, 640, 8)
+    assert (row.json_offset, row.json_bytes) == (512, 100)
+    assert (row.dark, row.static, row.psnr, row.start_s) == (True, False, 28.5, 1.25)
+
+
+def test_a_clip_starts_when_its_first_slot_is_shown() -> None:
+    video = Video("k", "/k.mp4", "", 1, 1, "h264", 0, 64, 96, 480, 2.0, 22.0, 23.976)
+    assert clip_start_s(video, CLIP) == pytest.approx(2.0 + 34 / 23.976)
