@@ -1,8 +1,10 @@
 """The command line: `latentmill VERB`, which is `python -m jobs VERB`."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -36,8 +38,16 @@ Words = Annotated[
 ]
 
 
-def _config(words: list[str] | None) -> RunConfig:
+CachePlace = Annotated[
+    str | None,
+    typer.Option("--cache", metavar="PLACE", help="Short for data.cache=PLACE: a folder, s3://... or gs://..."),
+]
+
+
+def _config(words: list[str] | None, cache: str | None) -> RunConfig:
     words = list(words or [])
+    if cache is not None:
+        words.append(f"data.cache={json.dumps(cache, ensure_ascii=False)}")  # quoted: a place named 1 is no number
     path = Path(words.pop(0)) if words and "=" not in words[0] else Path("run.toml")
     return load_config(path, words)
 
@@ -52,8 +62,8 @@ def _finish(config: RunConfig, quarantined: int) -> None:
     raise typer.Exit(QUARANTINED)
 
 
-def _verb(run: Callable[[RunConfig], int], words: list[str] | None) -> None:
-    config = _config(words)
+def _verb(run: Callable[[RunConfig], int], words: list[str] | None, cache: str | None) -> None:
+    config = _config(words, cache)
     with _interruptible():
         quarantined = run(config)
     _finish(config, quarantined)
@@ -89,51 +99,82 @@ def setup() -> None:
 
 
 @app.command()
-def scan(words: Words = None) -> None:
+def scan(words: Words = None, cache: CachePlace = None) -> None:
     """Find the videos of data.source and read their facts: source -> CACHE/manifest."""
     from jobs.scan import scan
 
-    _verb(scan, words)
+    _verb(scan, words, cache)
 
 
 @app.command()
-def plan(words: Words = None) -> None:
+def plan(words: Words = None, cache: CachePlace = None) -> None:
     """Decide clips, chunks and shards before any pixel is read: manifest -> CACHE/plan, recipe.json."""
     from jobs.plan import plan
 
-    _verb(plan, words)
+    _verb(plan, words, cache)
 
 
 @app.command()
-def encode(words: Words = None) -> None:
+def encode(
+    words: Words = None,
+    cache: CachePlace = None,
+    limit: Annotated[
+        int | None, typer.Option(min=0, metavar="SHARDS", help="So many of the missing shards, the first ones.")
+    ] = None,
+    only: Annotated[
+        str, typer.Option(metavar="VIDEO", help="Shards with clips of a video whose path or id is like '/data/a*.mp4'.")
+    ] = "*",
+) -> None:
     """Decode and encode on Ray what is not committed yet: plan -> CACHE/latents, index.parquet."""
     from jobs.encode import encode
 
-    _verb(encode, words)
+    _verb(partial(encode, limit=limit, only=only), words, cache)
 
 
 @app.command()
-def text(words: Words = None) -> None:
+def text(words: Words = None, cache: CachePlace = None) -> None:
     """Encode captions on Ray where they are new or changed: manifest -> CACHE/text."""
     from jobs.text import text
 
-    _verb(text, words)
+    _verb(text, words, cache)
 
 
 @app.command()
-def train(words: Words = None) -> None:
+def verify(
+    words: Words = None,
+    cache: CachePlace = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Forget what is broken, so that `encode` and `text` do just that again.")
+    ] = False,
+) -> None:
+    """Read the cache again, whole, and compare it with its sums, its plan, its recipe and its captions."""
+    from jobs.verify import verify
+
+    _verb(partial(verify, repair=repair), words, cache)
+
+
+@app.command()
+def stats(words: Words = None, cache: CachePlace = None) -> None:
+    """Tell what the cached latents are like, channel by channel, and what would normalize them: CACHE/stats.json."""
+    from jobs.stats import stats
+
+    _verb(stats, words, cache)
+
+
+@app.command()
+def train(words: Words = None, cache: CachePlace = None) -> None:
     """Train a DiT with DeepSpeed ZeRO through Ray Train, from the last checkpoint on: CACHE -> train.out."""
     from jobs.train import train
 
-    _verb(train, words)
+    _verb(train, words, cache)
 
 
 @app.command()
-def sample(words: Words = None) -> None:
+def sample(words: Words = None, cache: CachePlace = None) -> None:
     """Sample videos with the trained model: train.out/model -> train.out/samples, samples.png."""
     from jobs.sample import sample
 
-    _verb(sample, words)
+    _verb(sample, words, cache)
 
 
 Paths = Annotated[str, typer.Option("--paths", metavar="PATTERN", help="Only inputs like '/data/a*.mp4'.")]
@@ -142,21 +183,56 @@ Paths = Annotated[str, typer.Option("--paths", metavar="PATTERN", help="Only inp
 @quarantine.command("list")
 def list_quarantine(
     words: Words = None,
+    cache: CachePlace = None,
     paths: Paths = "*",
     full: Annotated[bool, typer.Option("--full", help="All that the decoder wrote, not its last line only.")] = False,
 ) -> None:
     """List what could not be used: stage, attempts, shard, reason, and what the decoder wrote."""
     from jobs.quarantine import list_quarantine
 
-    list_quarantine(_config(words), paths, full)
+    list_quarantine(_config(words, cache), paths, full)
 
 
 @quarantine.command("retry")
-def retry_quarantine(words: Words = None, paths: Paths = "*") -> None:
+def retry_quarantine(words: Words = None, cache: CachePlace = None, paths: Paths = "*") -> None:
     """Have it tried again by the next `scan` and `encode`: shards that went on without a video are done again."""
     from jobs.quarantine import retry_quarantine
 
-    retry_quarantine(_config(words), paths)
+    retry_quarantine(_config(words, cache), paths)
+
+
+@app.command()
+def preview(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN.TOML] [KEY]... [SECTION.KEY=VALUE]...", help="The run, and clips by their keys."),
+    ] = None,
+    cache: CachePlace = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the page and the videos go.")] = Path("preview"),
+    clips: Annotated[int, typer.Option(help="How many, spread over the cache, where none is named; at most 100.")] = 12,
+) -> None:
+    """Decode clips from the cache and show them beside their source, on one page: CACHE -> preview/index.html."""
+    from jobs.preview import preview
+
+    given = list(words or [])
+    keys = [word for word in given if "=" not in word and not word.endswith(".toml")]
+    config = _config([word for word in given if word not in keys], cache)
+    with _interruptible():
+        preview(config, out, keys, clips)
+
+
+@app.command()
+def explain(
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="A clip's, as in the index: 0123456789abcdef-00000017-64x64.")
+    ],
+    words: Words = None,
+    cache: CachePlace = None,
+) -> None:
+    """Explain a clip: its file, time span, frames, recipe, shard and offset, and commands that show and read it."""
+    from jobs.explain import explain
+
+    explain(_config(words, cache), key)
 
 
 @app.command()
@@ -167,17 +243,17 @@ def vae(
     ],
 ) -> None:
     """Explain a VAE: frames -> latents, what normalizes them, and where each number comes from."""
-    from jobs.explain import explain as show
+    from jobs.explain_vae import explain as show
 
     show(explain)
 
 
 @app.command()
-def run(words: Words = None) -> None:
+def run(words: Words = None, cache: CachePlace = None) -> None:
     """Scan, plan, encode, text, train and sample, each skipping what is done."""
     from jobs.run import run
 
-    _verb(run, words)
+    _verb(run, words, cache)
 
 
 @app.command()

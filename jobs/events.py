@@ -40,10 +40,17 @@ class Events:
 
 
 def read_events(place: Place) -> list[dict[str, Any]]:
-    """All events by time; a last line that a crash left torn is passed over."""
+    """All events by time; a line that a crash left torn is passed over."""
     files = list_files(_folder(place), ".jsonl") if isinstance(place, Location) else [place] * place.exists()
-    lines = [line for file in files for line in file.read_bytes().split(b"\n")[:-1]]
-    return sorted(map(json.loads, lines), key=lambda event: event["time"])
+    lines = [line for file in files for line in file.read_bytes().splitlines()]
+    return sorted((event for line in lines if (event := _event(line))), key=lambda event: event["time"])
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _folder(place: Place) -> Place:

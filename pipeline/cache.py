@@ -68,7 +68,7 @@ class Cache:
         return self.text(encoder) / "index.parquet"
 
     def null_text(self, encoder: str) -> Place:
-        """The caption of nobody, encoded once."""
+        """The embedding of the null caption, (tokens, dim) float16, which stands for no words."""
         return self.text(encoder) / "null.npy"
 
     def text_origin(self, encoder: str) -> Place:

@@ -1,37 +1,25 @@
-"""Files on this machine and in object stores, s3:// and gs://, read in the same way."""
+"""Source files on this machine and in object stores, listed and read in the same way."""
 
 import errno
 import fcntl
 import os
-import re
 import shutil
 import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
 
-import pyarrow as pa
-from pyarrow import fs
+import obstore
 
-from pipeline.errors import Refused
+from pipeline.location import Location, plain_errors
+from pipeline.storage import in_parallel, while_room
 
-THREADS = 32  # requests in flight: they wait for the network, not for the processor
 COPY_BYTES = 8 << 20
 ABANDONED_S = 3600.0  # a download this old that no process holds is left from one that was killed
-
-URI = re.compile(
-    r"(?P<bucket>[a-zA-Z][\w+.-]*://[^/?]*)/?(?P<key>.*?)"
-    r"(?P<options>\?((region|scheme|endpoint_override|retry_limit_seconds|project_id|allow_bucket_creation)=[^?&]*&?)+)?",
-    re.DOTALL,
-)
-DENIED = re.compile("ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|EXPIRED_TOKEN|PERMISSION_?DENIED|UNAUTHENTICATED", re.I)
-MISSING = re.compile("NO_SUCH_BUCKET|NO_SUCH_KEY|NOT_?FOUND", re.I)
 
 
 @dataclass(frozen=True)
@@ -43,88 +31,18 @@ class Listed:
     mtime_ns: int
 
 
-@dataclass(frozen=True)
-class Location:
-    """A path in its parts: `s3://bucket/key?options`; a local one is all key.
-
-    Keys are written as they are, without percent signs for other characters; options are those of pyarrow, such as
-    `endpoint_override=host:port&scheme=http`.
-    """
-
-    bucket: str  # with its scheme; empty for a local path
-    key: str
-    options: str
-
-    @classmethod
-    def of(cls, path: str) -> "Location":
-        """Refused where the scheme is none of ours, or where a password is in it: manifests and logs repeat paths."""
-        parts = URI.fullmatch(path)
-        if parts is None:
-            return cls("", path, "")
-        scheme, _, authority = parts["bucket"].partition("://")
-        if scheme not in ("s3", "gs") or not authority:
-            raise Refused(f"{path}: found {parts['bucket']}, wanted a local path, s3://BUCKET/... or gs://BUCKET/...")
-        if ":" in authority:
-            raise Refused(f"{scheme}://...: found a password in a path; give it by the environment of the run instead")
-        return cls(parts["bucket"], parts["key"], parts["options"] or "")
-
-    def __str__(self) -> str:
-        return f"{self.bucket}/{self.key}{self.options}" if self.bucket else self.key
-
-    @property
-    def name(self) -> PurePosixPath:
-        """The key alone, whose stem and parent are those of the file."""
-        return PurePosixPath(self.key)
-
-    @property
-    def suffix(self) -> str:
-        """In small letters, with its dot."""
-        return self.name.suffix.lower()
-
-    def at(self, key: str | PurePosixPath) -> "Location":
-        """Another file of the same bucket."""
-        return replace(self, key=str(key))
-
-    def store(self) -> tuple[fs.FileSystem, str]:
-        """The file system of a remote path, and the path in it."""
-        system, bucket = _connect(self.bucket + self.options)
-        return system, f"{bucket}/{self.key}".rstrip("/")
-
-
-@lru_cache
-def _connect(uri: str) -> tuple[fs.FileSystem, str]:
-    try:
-        return fs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise Refused(f"{uri}: cannot be connected to: {error}") from error
-
-
-@contextmanager
-def _plain_errors(path: str) -> Iterator[None]:
-    """Object stores name what is missing or forbidden in the text of an error: FileNotFoundError or PermissionError."""
-    try:
-        yield
-    except (FileNotFoundError, PermissionError):
-        raise
-    except OSError as error:
-        if DENIED.search(str(error)):
-            raise PermissionError(f"{path}: {error}") from error
-        if MISSING.search(str(error)):
-            raise FileNotFoundError(f"{path}: {error}") from error
-        raise
-
-
 def is_folder(path: str) -> bool:
     """Whether a folder is there; FileNotFoundError where nothing is."""
     location = Location.of(path)
     if not location.bucket:
         return stat.S_ISDIR(os.stat(path).st_mode)
-    with _plain_errors(path):
-        system, key = location.store()
-        found = system.get_file_info(key)
-    if found.type == fs.FileType.NotFound:
+    if location.key and location.size() is not None:
+        return False
+    with plain_errors(location):
+        found = obstore.list_with_delimiter(location.store(), location.key)
+    if location.key and not found["objects"] and not found["common_prefixes"]:
         raise FileNotFoundError(path)
-    return found.type == fs.FileType.Directory
+    return True
 
 
 def list_folder(folder: str) -> tuple[list[Listed], list[str]]:
@@ -138,11 +56,14 @@ def list_folder(folder: str) -> tuple[list[Listed], list[str]]:
 
 
 def _list_remote(folder: Location) -> list[Listed]:
-    with _plain_errors(str(folder)):
-        system, key = folder.store()
-        found = system.get_file_info(fs.FileSelector(key, recursive=True))
-    files = (one for one in found if one.type == fs.FileType.File)
-    return [Listed(str(folder.at(one.path.partition("/")[2])), one.size, one.mtime_ns) for one in files]
+    with plain_errors(folder):
+        pages = obstore.list(folder.store(), folder.key)
+        return [_listed(folder.at(one["path"]), one) for page in pages for one in page]
+
+
+def _listed(location: Location, found: Any) -> Listed:
+    """Whole seconds: a listing and a question for one object must agree."""
+    return Listed(str(location), found["size"], int(found["last_modified"].timestamp()) * 10**9)
 
 
 def _list_local(top: str) -> tuple[list[Listed], list[str]]:
@@ -176,8 +97,7 @@ def _list_local(top: str) -> tuple[list[Listed], list[str]]:
 
 def stat_all(paths: Iterable[str]) -> dict[str, Listed]:
     """Files by path, without those that are missing or forbidden; many requests at once."""
-    with ThreadPoolExecutor(THREADS) as threads:
-        return {one.path: one for one in threads.map(_stat, paths) if one}
+    return {one.path: one for one in in_parallel(_stat, paths) if one}
 
 
 def _stat(path: str) -> Listed | None:
@@ -186,35 +106,33 @@ def _stat(path: str) -> Listed | None:
         if not location.bucket:
             status = os.stat(path)
             return Listed(path, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
-        with _plain_errors(path):
-            system, key = location.store()
-            found = system.get_file_info(key)
+        with plain_errors(location):
+            return _listed(location, obstore.head(location.store(), location.key))
     except (FileNotFoundError, PermissionError, NotADirectoryError):
         return None
-    return Listed(path, found.size, found.mtime_ns) if found.type == fs.FileType.File else None
 
 
 def open_file(path: str) -> BinaryIO:
     """A file to read from; FileNotFoundError, PermissionError or another OSError where that cannot be."""
     location = Location.of(path)
-    if not location.bucket:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
-            raise OSError(errno.EINVAL, "not a file but a folder, a pipe or a device", path)
-        return open(path, "rb")
-    with _plain_errors(path):
-        system, key = location.store()
-        return cast(BinaryIO, system.open_input_file(key))
+    if location.bucket:
+        return location.open("rb")
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
+        raise OSError(errno.EINVAL, "not a file but a folder, a pipe or a device", path)
+    return open(path, "rb")
 
 
 def read_all(paths: Iterable[str]) -> Iterator[bytes | OSError]:
     """The contents of many small files, or why one cannot be read, in their order; many requests at once."""
-    with ThreadPoolExecutor(THREADS) as threads:
-        yield from threads.map(_read, paths)
+    return in_parallel(_read, paths)
 
 
 def _read(path: str) -> bytes | OSError:
+    location = Location.of(path)
     try:
-        with open_file(path) as file, _plain_errors(path):
+        if location.bucket:
+            return location.read_bytes()
+        with open_file(path) as file:
             return file.read()
     except OSError as error:
         return error
@@ -229,16 +147,11 @@ def local_copy(path: str) -> Iterator[Path]:
             yield Path(path)
             return
         folder = _downloads()
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=location.name.suffix) as file:
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=location.suffix) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                with _plain_errors(path):
-                    shutil.copyfileobj(source, file, COPY_BYTES)
+            with while_room(f"{path}: cannot be downloaded to {folder}", "set TMPDIR"):
+                shutil.copyfileobj(source, file, COPY_BYTES)
                 file.flush()
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise Refused(f"{folder}: no room to download {path}; make room, or set TMPDIR") from error
-                raise
             yield Path(file.name)
 
 

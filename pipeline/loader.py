@@ -1,7 +1,11 @@
 """Schedule -> batches: members read by byte offset from the tars and collated into one typed batch."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +24,7 @@ from pipeline.records import Sample, TextSample, Video
 from pipeline.sample import read_array
 from pipeline.schedule import Schedule, Slot, rank_steps
 from pipeline.shard import Member
+from pipeline.storage import THREADS
 from pipeline.tables import read_table
 from pipeline.tar_reader import TarReader
 
@@ -177,9 +182,14 @@ class _Steps:
 def load_batches(
     training_set: TrainingSet, schedule: Schedule, steps: range, rank: int, num_ranks: int, num_workers: int
 ) -> Iterator[Batch]:
-    """One rank's batches for the given steps, in order, read ahead by `num_workers` processes."""
+    """One rank's batches for the given steps, in order, with `num_workers` read ahead.
+
+    By as many processes from a disk; by threads from an object store, whose client does not survive a fork.
+    """
     reader = ClipReader(training_set)
     sampler = _Steps(schedule, steps, rank, num_ranks)
+    if not isinstance(training_set.cache.root, Path):
+        return _load_by_threads(reader, sampler, num_workers)
     loader = DataLoader(
         reader,
         batch_sampler=sampler,  # pyright: ignore[reportArgumentType]  # yields slots where DataLoader says indices
@@ -188,3 +198,17 @@ def load_batches(
         pin_memory=torch.cuda.is_available(),
     )
     return iter(loader)
+
+
+def _load_by_threads(reader: ClipReader, batches: Iterable[list[Slot]], num_ahead: int) -> Iterator[Batch]:
+    """Batches whose samples are asked for all at once, with those of the next `num_ahead` batches."""
+    threads = ThreadPoolExecutor(THREADS)
+    pending = ([threads.submit(reader.__getitem__, slot) for slot in slots] for slots in batches)
+    try:
+        ahead = deque(islice(pending, num_ahead + 1))
+        while ahead:
+            batch = reader.collate([item.result() for item in ahead.popleft()])
+            ahead.extend(islice(pending, 1))
+            yield batch.pin_memory() if torch.cuda.is_available() else batch
+    finally:
+        threads.shutdown(cancel_futures=True)

@@ -1,5 +1,6 @@
 """Paths on this machine and in object stores: s3://bucket/key and gs://bucket/key beside plain ones."""
 
+import errno
 import io
 import os
 import re
@@ -11,14 +12,16 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
 
-import boto3
 import obstore
-from obstore.auth.boto3 import Boto3CredentialProvider
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import GCSStore, ObjectStore, S3Store
-from pyarrow.fs import resolve_s3_region
 
 from pipeline.errors import Refused
+
+
+class PastTheEnd(OSError):
+    """A range of a file that begins behind its end."""
+
 
 URI = re.compile(
     r"(?P<bucket>[a-zA-Z][\w+.-]*://[^/?]*)/?(?P<key>.*?)"
@@ -30,13 +33,20 @@ RETRIES: Any = {  # a store that is busy, or for a moment not there, is asked ag
     "retry_timeout": timedelta(minutes=3),
     "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=20), "base": 2},
 }
+PATIENCE: Any = {  # with one request and all that it carries, and with a connection that is silent
+    "timeout": timedelta(minutes=3),
+    "read_timeout": timedelta(minutes=1),
+}
+KINDS = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 416: PastTheEnd}  # by HTTP status
+STATUS = re.compile(r"status code: (\d{3})")
+READ_BYTES = 1 << 16  # asked for at once where a file is read in pieces: more than the footer of most tables
 
 
 @dataclass(frozen=True)
 class Location:
     """A path in its parts: `s3://bucket/key?options`; a local one is all key.
 
-    Keys are written as they are, without percent signs for other characters. Options are `region`, and
+    Keys are written as they are, without percent signs for other characters. Options are of s3 alone: `region`, and
     `endpoint_override=host:port` and `scheme=http` for stores that are not Amazon's.
     """
 
@@ -89,7 +99,7 @@ class Location:
 
     @property
     def parent(self) -> "Location":
-        return self.at(self.pure.parent)
+        return self.at(self.key.rpartition("/")[0])
 
     def exists(self) -> bool:
         return self.size() is not None
@@ -106,6 +116,16 @@ class Location:
         with plain_errors(self):
             return obstore.get(self.store(), self.key).bytes().to_bytes()
 
+    def read_range(self, offset: int, num_bytes: int) -> bytes:
+        """Fewer bytes where the object ends before."""
+        if not num_bytes:
+            return b""
+        try:
+            with plain_errors(self):
+                return obstore.get_range(self.store(), self.key, start=offset, length=num_bytes).to_bytes()
+        except PastTheEnd:
+            return b""
+
     def read_text(self) -> str:
         return self.read_bytes().decode()
 
@@ -115,12 +135,10 @@ class Location:
 
     def open(self, mode: Literal["rb"]) -> io.BufferedReader:
         """To read from, by ranges; FileNotFoundError."""
-        with plain_errors(self):
-            return io.BufferedReader(_Reader(self), READ_BYTES)
+        return io.BufferedReader(_Reader(self), READ_BYTES)
 
 
 Place: TypeAlias = Path | Location  # a local path, or a remote location
-READ_BYTES = 1 << 16  # asked for at once where a file is read in pieces: more than the footer of most tables
 
 
 def place_of(path: str | Path) -> Place:
@@ -130,11 +148,13 @@ def place_of(path: str | Path) -> Place:
 
 
 class _Reader(io.RawIOBase):
-    """An object of a store as a file."""
+    """An object of a store as a file, each read of which is one request."""
 
     def __init__(self, location: Location) -> None:
-        self.location = location
-        self.reader = obstore.open_reader(location.store(), location.key, buffer_size=READ_BYTES)
+        size = location.size()
+        if size is None:
+            raise FileNotFoundError(errno.ENOENT, "no such object", str(location))
+        self.location, self.size, self.at = location, size, 0
 
     def readable(self) -> bool:
         return True
@@ -143,15 +163,16 @@ class _Reader(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self.reader.seek(offset, whence)
+        self.at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.size}[whence]
+        return self.at
 
     def tell(self) -> int:
-        return self.reader.tell()
+        return self.at
 
     def readinto(self, buffer: Any) -> int:
-        with plain_errors(self.location):
-            found = self.reader.read(len(buffer)).to_bytes()
+        found = self.location.read_range(self.at, min(len(buffer), max(0, self.size - self.at)))
         buffer[: len(found)] = found
+        self.at += len(found)
         return len(found)
 
 
@@ -160,41 +181,50 @@ def plain_errors(location: Location) -> Iterator[None]:
     """What goes wrong with an object store, as the OSError that a local file would raise."""
     try:
         yield
+    except Refused:  # which is a ValueError: no connection to the store could be made
+        raise
     except AlreadyExistsError as error:
-        raise FileExistsError(f"{location}: {_first_line(error)}") from error
-    except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise PermissionError(f"{location}: {_first_line(error)}") from error
+        raise FileExistsError(_told(location, error)) from error
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{location}: {_first_line(error)}") from error
+        raise FileNotFoundError(_told(location, error)) from error
     except BaseError as error:
-        raise OSError(f"{location}: {_first_line(error)}") from error
+        status = STATUS.search(str(error))
+        raise KINDS.get(int(status[1]) if status else 0, OSError)(_told(location, error)) from error
+    except ValueError as error:  # a key that the client cannot ask for, such as a//b
+        raise FileNotFoundError(_told(location, error)) from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+def _told(location: Location, error: Exception) -> str:
+    return f"{location}: {str(error).splitlines()[0].rstrip(': ')}"
 
 
 @lru_cache
 def _connect(bucket: str, options: str) -> ObjectStore:
+    """The bucket of a location. Refused where it cannot be told how to reach it."""
     scheme, _, name = bucket.partition("://")
-    if scheme == "gs":
-        return GCSStore(name, retry_config=RETRIES)
+    if scheme == "gs":  # the client finds credentials; without any, GOOGLE_SKIP_SIGNATURE=true reads public buckets
+        if options:
+            raise Refused(f"{bucket}: found {options}, wanted no options for gs://")
+        return GCSStore(name, retry_config=RETRIES, client_options=PATIENCE)
+    import boto3  # these four here: boto3 takes 0.3 s, and every process imports this module
+    from botocore.exceptions import BotoCoreError
+    from obstore.auth.boto3 import Boto3CredentialProvider
+    from pyarrow.fs import resolve_s3_region
+
     chosen = dict(option.split("=", 1) for option in options.removeprefix("?").split("&") if option)
-    session = boto3.Session()  # environment, profiles, roles: as Amazon's own tools look for credentials
-    settings: dict[str, Any] = {}
-    if endpoint := chosen.get("endpoint_override") or os.environ.get("AWS_ENDPOINT_URL", ""):
-        protocol = chosen.get("scheme", "https")
-        settings["endpoint"] = endpoint if "://" in endpoint else f"{protocol}://{endpoint}"
-        settings["virtual_hosted_style_request"] = False
-        settings["client_options"] = {"allow_http": True}
-    if session.get_credentials() is None:
-        settings["skip_signature"] = True  # a public bucket
-    else:
-        settings["credential_provider"] = Boto3CredentialProvider(session)
-    region = chosen.get("region") or session.region_name
-    if not region:
-        try:
-            region = "us-east-1" if endpoint else resolve_s3_region(name)
-        except OSError as error:
-            raise Refused(f"{bucket}: its region is not known: {error}; set AWS_REGION") from error
-    return S3Store(name, region=region, retry_config=RETRIES, **settings)
+    endpoint = chosen.get("endpoint_override") or os.environ.get("AWS_ENDPOINT_URL", "")
+    if endpoint and "://" not in endpoint:
+        endpoint = f"{chosen.get('scheme', 'https')}://{endpoint}"
+    try:
+        session = boto3.Session()  # environment, profiles, roles: as Amazon's own tools look for credentials
+        settings: dict[str, Any] = {"skip_signature": True}  # a public bucket
+        if session.get_credentials() is not None:
+            settings = {"credential_provider": Boto3CredentialProvider(session)}
+        region = chosen.get("region") or os.environ.get("AWS_REGION") or session.region_name
+        region = region or ("us-east-1" if endpoint else resolve_s3_region(name))
+    except (BotoCoreError, OSError) as error:
+        raise Refused(f"{bucket}: no credentials or region: {error}; set AWS_PROFILE or AWS_REGION") from error
+    if endpoint:
+        settings |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
+    client: Any = {**PATIENCE, "allow_http": bool(endpoint)}
+    return S3Store(name, region=region, retry_config=RETRIES, client_options=client, **settings)

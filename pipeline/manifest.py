@@ -10,7 +10,7 @@ from pipeline.errors import Refused
 from pipeline.location import Place
 from pipeline.quarantine import set_aside
 from pipeline.records import Quarantined, Scene, Source, Video
-from pipeline.storage import publish
+from pipeline.storage import publish, sweep_folder
 from pipeline.tables import read_metadata, read_records, write_records
 
 STAGE = "scan"  # whose quarantine is kept with the manifest
@@ -136,6 +136,7 @@ class Journal:
 
     def remove(self) -> None:
         """The last part first: a rest of it has no gaps."""
+        sweep_folder(self.folder)
         while self._part(self.num_parts).exists():
             self.num_parts += 1
         for number in reversed(range(self.num_parts)):

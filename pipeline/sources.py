@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.errors import Refused
-from pipeline.files import Listed, Location, is_folder, list_folder, open_file, read_all, stat_all
+from pipeline.files import Listed, is_folder, list_folder, open_file, read_all, stat_all
+from pipeline.location import Location
 from pipeline.records import Quarantined, Source
 from pipeline.user_table import TABLES, Row, decode_text, extra_json, read_rows
 
@@ -61,9 +62,9 @@ def _list_folder(folder: str, caption_from_name: bool, suffixes: set[str]) -> Fo
     captions, illegible = _read_captions(videos, {one.path for one in files})
     unusable += [Quarantined(path, "scan", reason, 1) for path, reason in illegible.items()]
     sources = [_source(one, captions, caption_from_name) for one in videos if one.path not in illegible]
-    top = Location.of(folder).name
+    top = Location.of(folder).pure
     others = (Location.of(one.path) for one in readable)
-    passed_over = [str(one.name.relative_to(top)) for one in others if one.suffix not in suffixes | {".txt"}]
+    passed_over = [str(one.pure.relative_to(top)) for one in others if one.suffix not in suffixes | {".txt"}]
     return Found(tuple(sources), tuple(passed_over), tuple(unusable))
 
 
@@ -73,7 +74,7 @@ def _text(path: str) -> str:
 
 
 def _source(file: Listed, captions: Mapping[str, str], caption_from_name: bool) -> Source:
-    name = Location.of(file.path).name
+    name = Location.of(file.path).pure
     words = " ".join(name.stem.replace("-", "_").split("_")) if caption_from_name else ""
     caption = captions.get(file.path, words)
     return Source(file.path, caption, size_bytes=file.size_bytes, mtime_ns=file.mtime_ns)
@@ -98,7 +99,7 @@ def _read_captions(videos: Sequence[Listed], paths: set[str]) -> tuple[dict[str,
 
 def _caption_file(path: str) -> Location:
     location = Location.of(path)
-    return location.at(location.name.with_suffix(".txt"))
+    return location.at(location.pure.with_suffix(".txt"))
 
 
 def _list_table(table: str) -> list[Source]:
@@ -128,4 +129,4 @@ def _beside(table: str, path: str) -> str:
     if "://" in path or path.startswith("/"):
         return str(Location.of(path))
     location = Location.of(table)
-    return str(location.at(location.name.parent / path))
+    return str(location.at(location.pure.parent / path))

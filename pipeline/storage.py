@@ -1,21 +1,27 @@
 """Files that are either wholly there or not there at all, on disks and in object stores."""
 
+import errno
+import fcntl
+import glob
 import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
 import obstore
+from obstore.exceptions import AlreadyExistsError
 
 from pipeline.errors import Refused
 from pipeline.location import Location, Place, plain_errors
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what a disk says that takes no more
 THREADS = 32  # requests in flight: they wait for the disk or the network, not for the processor
 
 
@@ -36,46 +42,77 @@ def publish(place: Place, content: bytes | Callable[[BinaryIO], None], replace: 
 def publishing(place: Place, replace: bool = True) -> Iterator[BinaryIO]:
     """A file to write to, and to read back from, that is at `place` when the block ends: whole, or not at all.
 
-    On disk it is written aside, synced and renamed; an object store is given it in one request. A reader sees the old
-    file or the new one; a crash leaves at most a hidden `.tmp` file behind. FileExistsError where there is a file
-    already and `replace` is False: of writers that race, one wins. Refused where the disk is full, read-only or not
-    ours, or the store does not take it.
+    On disk it is written aside, synced and renamed; an object store is given it when it is whole. A reader sees the old
+    file or the new one; a crash leaves at most a hidden `.tmp` file behind. FileExistsError where another file is there
+    already and `replace` is False: of writers that race and differ, one wins. Refused where the disk is full, read-only
+    or not ours, or the store does not take it.
     """
     if isinstance(place, Location):
-        with writing(place), tempfile.NamedTemporaryFile() as file:
+        told = f"{place}: cannot be put together in {tempfile.gettempdir()}"
+        with while_room(told, "set TMPDIR"), tempfile.TemporaryFile() as file:  # nameless: a crash leaves nothing of it
             yield cast(BinaryIO, file)
-            file.flush()
-            _put(place, Path(file.name) if replace else Path(file.name).read_bytes(), replace)
+            file.seek(0)
+            with writing(place):
+                _put(place, cast(BinaryIO, file) if replace else file.read(), replace)
         return
-    aside = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
+    with writing(place):
+        _make_folder(place.parent)
+        sweep(place)
+        aside, file = _open_aside(place)
     try:
-        with writing(place):
-            _make_folder(place.parent)
-            with open(aside, "w+b") as file:
-                yield file
+        with while_room(f"{place}: cannot be written"), file:
+            yield file
+            with writing(place):
                 file.flush()
                 os.fsync(file.fileno())
-            if replace:
-                os.replace(aside, place)
-            else:
-                os.link(aside, place)
-            sync_folder(place.parent)
+                if replace:
+                    os.replace(aside, place)
+                else:
+                    _link(aside, place)
+                sync_folder(place.parent)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def _put(location: Location, content: bytes | Path, replace: bool) -> None:
+def _open_aside(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `path`, and its name; as long as it is open it is locked, and `sweep` leaves it."""
+    while True:
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        file = open(aside, "w+b")  # noqa: SIM115
+        if _lock(file) and os.fstat(file.fileno()).st_nlink:
+            return aside, file
+        file.close()  # it was taken for a leftover before it was locked
+
+
+def _link(aside: Path, path: Path) -> None:
+    """Give a file its name; FileExistsError where another one has it."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        if path.read_bytes() != aside.read_bytes():
+            raise
+
+
+def _put(location: Location, content: bytes | BinaryIO, replace: bool) -> None:
+    """Give an object store a file; FileExistsError where another one is there and `replace` is False."""
     with plain_errors(location):
         if replace:
             obstore.put(location.store(), location.key, content)
-        else:
+            return
+        try:
             obstore.put(location.store(), location.key, content, mode="create")
+        except AlreadyExistsError:  # perhaps by this very request, which is sent again where its answer got lost
+            if location.read_bytes() != content:
+                raise
 
 
 def _make_folder(folder: Path) -> None:
     """A folder and those above it, whose names survive a power cut."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, "a file is in the place of its folder", str(folder)) from error
     for one in missing:
         sync_folder(one.parent)
 
@@ -83,7 +120,7 @@ def _make_folder(folder: Path) -> None:
 def append(path: Path, lines: Iterable[str]) -> None:
     """Add lines to a local file, made where it is missing; a crash may leave the last one torn. Refused as above."""
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         with open(path, "a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
 
@@ -96,15 +133,28 @@ def writing(place: Place) -> Iterator[None]:
     except FileExistsError:
         raise
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise Refused(f"{place}: cannot be written: {reason}; make room or write elsewhere, then run again") from error
+        raise _refused(f"{place}: cannot be written", error) from error
+
+
+@contextmanager
+def while_room(told: str, then: str = "write elsewhere") -> Iterator[None]:
+    """Refused where a disk takes no more; other errors of the block are not those of writing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise _refused(told, error, then) from error
+
+
+def _refused(told: str, error: OSError, then: str = "write elsewhere") -> Refused:
+    return Refused(f"{told}: {error.strerror or error}; make room or {then}, then run again")
 
 
 def read_range(place: Place, offset: int, num_bytes: int) -> bytes:
     """Part of a file: fewer bytes where it ends before. FileNotFoundError where there is none."""
     if isinstance(place, Location):
-        with plain_errors(place):
-            return obstore.get_range(place.store(), place.key, start=offset, length=num_bytes).to_bytes()
+        return place.read_range(offset, num_bytes)
     with open(place, "rb") as file:
         return os.pread(file.fileno(), num_bytes, offset)
 
@@ -122,9 +172,8 @@ def size_of(place: Place) -> int | None:
 def list_files(folder: Place, suffix: str) -> list[Place]:
     """The files of a folder, not of those below it, by name. A store is asked for a listing."""
     if isinstance(folder, Location):
-        prefix = f"{folder.key}/"
         with plain_errors(folder):
-            found = obstore.list_with_delimiter(folder.store(), prefix)["objects"]
+            found = obstore.list_with_delimiter(folder.store(), folder.key)["objects"]
         places: list[Place] = [folder.at(one["path"]) for one in found]
     else:
         places = list(folder.glob("*"))
@@ -139,9 +188,34 @@ def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterat
 
 def sweep(place: Place) -> None:
     """Remove what killed writers of a local file left aside; a store has nothing left over."""
-    if isinstance(place, Path):
-        for aside in place.parent.glob(f".{place.name}.{'?' * 32}.tmp"):
-            aside.unlink(missing_ok=True)
+    _sweep(place.parent, glob.escape(place.name))
+
+
+def sweep_folder(folder: Place) -> None:
+    """Remove what killed writers left aside in a local folder."""
+    _sweep(folder, "*")
+
+
+def _sweep(folder: Place, names: str) -> None:
+    for aside in folder.glob(f".{names}.{'?' * 32}.tmp") if isinstance(folder, Path) else []:
+        with suppress(FileNotFoundError), open(aside, "r+b") as file:  # another may sweep, or its writer be done
+            if _lock(file):
+                aside.unlink()
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Take a file for this process, until it is closed; False where another has it.
+
+    Where a file system knows no locks nobody has it, and two who write the same file at once disturb each other.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from jobs.scan import scan
 from jobs.shapes import make_shapes
 from jobs.text import text
 from jobs.train import train
+from pipeline.location import Place
 from tests.object_store import CREDENTIALS
 
 settings.register_profile("busy machine", deadline=None)  # how long an example takes is not what is tested
@@ -83,6 +85,17 @@ def fill_cache(config: RunConfig) -> None:
 
 
 @pytest.fixture(scope="session")
+def ffmpeg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an `ffmpeg` in it."""
+    found = shutil.which("ffmpeg")
+    if found is None:
+        found = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / "ffmpeg").symlink_to(found)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def cached(local_ray: None, shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A filled cache; tests must not change it."""
     config = cache_config(shapes, tmp_path_factory.mktemp("cached"))
@@ -100,8 +113,9 @@ def trained(cached: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> RunC
     return config
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder but those that hold times, by relative path."""
+def digests(folder: Place) -> dict[str, str]:
+    """SHA-256 of every file below a local folder but those that hold times, by relative path."""
+    assert isinstance(folder, Path)
     timed = {"events.jsonl", "forecast.json"}
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in timed)
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

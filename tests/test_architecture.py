@@ -14,13 +14,16 @@ FLOORS = {  # what each folder may import of ours
 }
 HOMES = {  # the only places, as folders or files, that may import a package
     "deepspeed": {"jobs/engine.py"},
-    "ray": {"cluster", "jobs/decode.py", "jobs/encode.py", "jobs/scan.py", "jobs/text.py"},
+    "ray": {"cluster", "jobs/decode.py", "jobs/encode.py", "jobs/scan.py", "jobs/text.py", "jobs/verify.py"},
     "decord": {"pipeline/decord_reader.py"},
     "av": {"pipeline/container.py", "pipeline/av_reader.py", "jobs/mp4.py"},
     "scenedetect": {"pipeline/scenes.py"},
     "cv2": {"pipeline/scenes.py"},
-    "webdataset": {"pipeline/shard.py", "pipeline/loader.py"},
+    "webdataset": {"pipeline/loader.py", "pipeline/verify.py"},
     "pyarrow": {"pipeline"},
+    "obstore": {"pipeline/files.py", "pipeline/location.py", "pipeline/storage.py"},
+    "boto3": {"pipeline/location.py"},
+    "botocore": {"pipeline/location.py"},
     "pydantic": {"jobs/config.py", "jobs/run_toml.py"},
     "typer": {"jobs/__main__.py"},
     "diffusers": {"models/vae"},
@@ -28,7 +31,7 @@ HOMES = {  # the only places, as folders or files, that may import a package
     "huggingface_hub": {"models/hub.py"},
     "matplotlib": {"jobs/pictures.py"},
     "PIL": {"jobs/pictures.py"},
-    "torch": {"models", "jobs", "pipeline/encode.py", "pipeline/loader.py"},
+    "torch": {"models", "jobs", "pipeline/encode.py", "pipeline/gate.py", "pipeline/loader.py"},
 }
 FORBIDDEN_NAMES = {"utils", "common", "base", "helpers", "misc"}
 

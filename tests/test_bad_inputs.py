@@ -27,6 +27,7 @@ from pipeline.tables import read_records
 from tests.bad_videos import KINDS, Bad, Cached, Kind, write_folder
 from tests.conftest import digests
 from tests.oracle import clip_frames, difference, shown_frames
+from tests.shards import local
 from tests.video_writers import FPS, content, pictures, write_frames
 
 VERBS = ("scan", "plan", "encode", "text")
@@ -82,7 +83,7 @@ def run_verbs(folder: Path, *more: str, verbs: Sequence[str] = VERBS) -> Run:
     exit_codes = {verb: call(verb, *words)[0] for verb in verbs}
     config = load_config(None, list(words[1:]))
     cache = config.cache
-    tars = [str(path) for path in sorted(cache.latents.rglob("*.tar"))]
+    tars = [str(path) for path in sorted(local(cache.latents).rglob("*.tar"))]
     return Run(
         folder,
         words,

@@ -25,6 +25,7 @@ from pipeline.cache import sidecar_path, tar_path
 from pipeline.errors import Refused
 from pipeline.quarantine import read_quarantine
 from tests.conftest import CACHE_OVERRIDES, cache_config, digests, fill_cache
+from tests.shards import local
 
 
 def moving_bar(num_frames: int, seed: int) -> np.ndarray:
@@ -37,7 +38,7 @@ def moving_bar(num_frames: int, seed: int) -> np.ndarray:
 
 
 def test_a_plain_webdataset_reads_every_sample(cached: RunConfig) -> None:
-    tars = [str(path) for path in sorted(cached.cache.latents.rglob("*.tar"))]
+    tars = [str(path) for path in sorted(local(cached.cache.latents).rglob("*.tar"))]
     samples = list(WebDataset(tars, shardshuffle=False).decode())
     index = pq.read_table(cached.cache.index).to_pylist()
     assert [sample["__key__"] for sample in samples] == [row["key"] for row in index]
@@ -50,7 +51,7 @@ def test_a_plain_webdataset_reads_every_sample(cached: RunConfig) -> None:
 
 def test_text_has_the_keys_of_the_latents_in_their_order(cached: RunConfig) -> None:
     column = cached.cache.text("bytes")
-    tars = [str(path) for path in sorted(column.rglob("*.tar"))]
+    tars = [str(path) for path in sorted(local(column).rglob("*.tar"))]
     samples = list(WebDataset(tars, shardshuffle=False).decode())
     index = pq.read_table(cached.cache.index)
     assert [sample["__key__"] for sample in samples] == index["key"].to_pylist()
@@ -59,10 +60,10 @@ def test_text_has_the_keys_of_the_latents_in_their_order(cached: RunConfig) -> N
 
 def test_running_again_changes_no_byte(cached: RunConfig) -> None:
     before = digests(cached.cache.root)
-    times = {path: path.stat().st_mtime_ns for path in cached.cache.latents.rglob("*.*")}
+    times = {path: path.stat().st_mtime_ns for path in local(cached.cache.latents).rglob("*.*")}
     fill_cache(cached)
     assert digests(cached.cache.root) == before
-    assert {path: path.stat().st_mtime_ns for path in cached.cache.latents.rglob("*.*")} == times
+    assert {path: path.stat().st_mtime_ns for path in local(cached.cache.latents).rglob("*.*")} == times
 
 
 def test_bytes_depend_neither_on_the_place_nor_on_how_decoding_was_shared(
@@ -75,7 +76,7 @@ def test_bytes_depend_neither_on_the_place_nor_on_how_decoding_was_shared(
 
 def test_a_deleted_shard_comes_back_the_same(cached: RunConfig, tmp_path: Path) -> None:
     root = tmp_path / "cache"
-    shutil.copytree(cached.cache.root, root)
+    shutil.copytree(local(cached.cache.root), root)
     config = cached.model_copy(update={"data": cached.data.model_copy(update={"cache": root})})
     before = digests(root)
     shard = sorted(root.glob("latents/*/*.tar"))[1].relative_to(root / "latents").with_suffix("").as_posix()
@@ -86,13 +87,13 @@ def test_a_deleted_shard_comes_back_the_same(cached: RunConfig, tmp_path: Path) 
 
 
 def test_kill_minus_nine_while_encoding_costs_nothing_but_time(cached: RunConfig, shapes: Path, tmp_path: Path) -> None:
-    shards = len(list(cached.cache.latents.rglob("*.parquet")))
+    shards = len(list(local(cached.cache.latents).rglob("*.parquet")))
     for attempt in range(5):  # a machine that stalls may finish the job before it is killed
         config = cache_config(shapes, tmp_path / str(attempt))
         scan(config)
         plan(config)
         signal_after_the_first_shard(config, signal.SIGKILL)
-        if len(list(config.cache.latents.rglob("*.parquet"))) < shards:
+        if len(list(local(config.cache.latents).rglob("*.parquet"))) < shards:
             break
     assert not config.cache.index.exists()
     fill_cache(config)
@@ -102,16 +103,16 @@ def test_kill_minus_nine_while_encoding_costs_nothing_but_time(cached: RunConfig
 def signal_after_the_first_shard(config: RunConfig, what: signal.Signals) -> tuple[int, str]:
     """Run `encode` in a process group of its own and signal all of it when a shard is there: (exit code, stderr)."""
     words = [f"data.source={config.data.source}", f"data.cache={config.cache.root}", *CACHE_OVERRIDES]
-    run_toml = config.cache.root.parent / "run.toml"
+    run_toml = local(config.cache.root).parent / "run.toml"
     run_toml.write_text("")
     command = [sys.executable, "-m", "jobs", "encode", str(run_toml), *words]
-    told = config.cache.root.parent / "stderr"  # a file: Ray's daemons would keep a pipe open after the end
+    told = local(config.cache.root).parent / "stderr"  # a file: Ray's daemons would keep a pipe open after the end
     with open(told, "w") as file:
         # A job in the background inherits that Ctrl-C is ignored; at a terminal it is not.
         heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         process = subprocess.Popen(command, start_new_session=True, stderr=file, preexec_fn=heed)
     try:
-        while not list(config.cache.latents.rglob("*.parquet")):
+        while not list(local(config.cache.latents).rglob("*.parquet")):
             assert process.poll() is None, "it ended before a shard was committed"
             time.sleep(0.002)
     finally:

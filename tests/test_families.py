@@ -15,6 +15,7 @@ from jobs.shapes import make_shapes
 from jobs.train import train
 from tests.checkpoints import FAMILIES, publish
 from tests.conftest import cache_config, digests, fill_cache
+from tests.shards import local
 
 # What differs from the defaults of the tests; a family that is not here takes them as they are.
 KNOBS = {
@@ -47,7 +48,7 @@ def test_a_family_goes_the_whole_way(local_ray: None, few: Path, tmp_path: Path,
     config = cache_config(few, tmp_path, *knobs, *short, gate, *KNOBS.get(family, []))
     fill_cache(config)
 
-    spec, tars = configured_recipe(config).latent, sorted(config.cache.latents.rglob("*.tar"))
+    spec, tars = configured_recipe(config).latent, sorted(local(config.cache.latents).rglob("*.tar"))
     for found in WebDataset([str(tar) for tar in tars], shardshuffle=False).decode():
         _, *shape = spec.latent_shape(found["json"]["num_frames"], 64, 64)
         latents = found["latent.npy"]

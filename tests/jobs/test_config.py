@@ -12,7 +12,7 @@ from tests.checkpoints import publish
 def test_relative_paths_start_where_the_command_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_config(None, ["data.source=mine"]).data.source == str(tmp_path / "mine")
-    assert load_config(None, []).data.cache == tmp_path / "cache"
+    assert load_config(None, []).data.cache == str(tmp_path / "cache")
 
 
 def test_a_configuration_cannot_be_changed() -> None:

@@ -1,5 +1,6 @@
 """The command line: one clear line and the right exit code for each way to hold it wrong."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,10 +10,32 @@ from pathlib import Path
 import pytest
 
 from jobs.__main__ import app, main
+from jobs.config import RunConfig
 from jobs.mp4 import write_mp4
+from jobs.plan import read_manifest, read_plan
+from pipeline.plan import shards_of
+from pipeline.records import Sample
+from pipeline.tables import read_records
+from tests.conftest import CACHE_OVERRIDES, cache_config, digests
 from tests.test_end_to_end import moving_bar
 
-VERBS = ["init", "setup", "scan", "plan", "encode", "text", "train", "sample", "vae", "run", "demo"]
+VERBS = [
+    "init",
+    "setup",
+    "scan",
+    "plan",
+    "encode",
+    "text",
+    "stats",
+    "train",
+    "sample",
+    "verify",
+    "preview",
+    "explain",
+    "vae",
+    "run",
+    "demo",
+]
 
 
 Call = Callable[..., int]
@@ -39,7 +62,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_verb_is_there_and_explains_itself(call: Call, capsys: pytest.CaptureFixture) -> None:
-    assert [command.name or command.callback.__name__ for command in app.registered_commands] == VERBS  # pyright: ignore
+    assert {command.name or command.callback.__name__ for command in app.registered_commands} == set(VERBS)  # pyright: ignore
     for verb in VERBS:
         assert call(verb, "--help") == 0
         assert len(capsys.readouterr().out) > 200
@@ -84,6 +107,7 @@ def test_init_writes_a_configuration_and_keeps_an_old_one(
         (["text"], 1, "run `plan` first"),
         (["train"], 1, "run `plan` first"),
         (["sample"], 1, "run `train` first"),
+        (["explain", "0123"], 1, "run `plan` first"),
     ],
 )
 def test_bad_use_is_one_line_and_a_code(
@@ -97,6 +121,13 @@ def test_bad_use_is_one_line_and_a_code(
     assert call(*words) == code
     told = capsys.readouterr().err
     assert message in told and told.startswith("latentmill: ") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["plan", "encode", "text", "verify", "stats", "train", "preview"])
+def test_a_cache_can_be_named_in_short(here: Path, call: Call, capsys: pytest.CaptureFixture, verb: str) -> None:
+    for place in ("1", "true", 'Ä "quoted" 📦'):
+        assert call(verb, "data.cache=other", "--cache", place) == 1
+        assert str(here / place) in capsys.readouterr().err
 
 
 def test_an_empty_folder_is_told(here: Path, call: Call, capsys: pytest.CaptureFixture) -> None:
@@ -128,3 +159,39 @@ def test_a_shards_missing_video_stops_the_run_in_one_line(
     told = capsys.readouterr().err
     assert "good.mp4: found by `scan`, now gone" in told
     assert not list((here / "cache").rglob("*.tar"))
+
+
+def test_part_of_a_plan_can_be_encoded_and_the_rest_later(
+    cached: RunConfig, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture
+) -> None:
+    """In the end all bytes are those of a run in one go."""
+    root = tmp_path / "cache"
+    shutil.copytree(cached.data.cache, root, ignore=shutil.ignore_patterns("latents", "text", "index.parquet"))
+    config = cache_config(Path(cached.data.source), tmp_path)
+    (tmp_path / "run.toml").write_text("")
+    words = [str(tmp_path / "run.toml"), f"data.source={cached.data.source}", f"data.cache={root}", *CACHE_OVERRIDES]
+    shards = shards_of(read_plan(cached.cache))
+    names, videos = list(shards), {video.id: video for video in read_manifest(cached.cache)}
+    assert len(names) > 3
+
+    def indexed() -> list[str]:
+        return list(dict.fromkeys(sample.shard for sample in read_records([config.cache.index], Sample)))
+
+    assert call("encode", *words, "--limit", "2") == 0
+    assert f"2 shards encoded, 0 were there already, {len(names) - 2} are left for later" in capsys.readouterr().out
+    assert indexed() == names[:2]
+    last = shards[names[-1]][0].video
+    assert call("encode", "--only", f"*/{Path(videos[last].path).name}", *words) == 0
+    of_video = [name for name in names if any(clip.video == last for clip in shards[name])]
+    assert indexed() == [name for name in names if name in {*names[:2], *of_video}]
+    assert call("encode", "--only", last, "--limit", "1", *words) == 0
+    assert "encode: 0 shards encoded" in capsys.readouterr().out
+    assert call("encode", *words, "--only", "nothing") == 1
+    assert "--only nothing: found no such video among" in capsys.readouterr().err
+    assert call("encode", *words) == 0
+    assert digests(config.cache.latents) == digests(cached.cache.latents)
+    assert (root / "index.parquet").read_bytes() == (Path(cached.data.cache) / "index.parquet").read_bytes()
+
+
+def test_a_negative_limit_is_bad_usage(here: Path, call: Call) -> None:
+    assert call("encode", "--limit", "-1") == 2

@@ -16,6 +16,7 @@ from pipeline.plan import read_tombstones, shards_of
 from pipeline.quarantine import read_quarantine
 from pipeline.records import Scene, Video
 from pipeline.tables import write_records
+from tests.shards import local
 
 NUM_VIDEOS = 1000
 
@@ -52,7 +53,7 @@ def planned(root: Path, videos: list[Video], *more: str, scenes: list[Scene] | N
 
 def generations(cache: Cache) -> dict[str, tuple[bytes, int]]:
     """Bytes and modification times."""
-    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in cache.plans()}
+    return {path.name: (path.read_bytes(), local(path).stat().st_mtime_ns) for path in cache.plans()}
 
 
 def test_the_same_videos_in_any_order_are_planned_to_the_same_bytes(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pipeline.quarantine import read_quarantine, set_aside
 from pipeline.records import Quarantined, Sample, Video
 from pipeline.tables import read_records, write_records
 from tests.conftest import cache_config, digests
+from tests.shards import local
 from tests.test_end_to_end import damage_from_the_middle, moving_bar
 
 SCANNED = Quarantined("/data/[a] b.mp4", "scan", "no video stream", 1)
@@ -109,7 +110,7 @@ def test_what_was_bad_or_removed_is_cached_in_the_end_as_if_it_had_always_been_g
 
 
 def copied(config: RunConfig, tmp_path: Path) -> RunConfig:
-    shutil.copytree(config.cache.root, tmp_path / "cache")
+    shutil.copytree(local(config.cache.root), tmp_path / "cache")
     return config.model_copy(update={"data": config.data.model_copy(update={"cache": tmp_path / "cache"})})
 
 

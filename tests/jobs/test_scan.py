@@ -25,6 +25,7 @@ from jobs.scan import scan
 from pipeline.errors import Refused
 from pipeline.quarantine import read_quarantine
 from pipeline.records import Sample, Scene, Video
+from pipeline.storage import list_files
 from pipeline.tables import read_records
 from tests.conftest import digests
 from tests.object_store import Bucket, serve_bucket
@@ -251,7 +252,7 @@ def test_a_scan_of_much_that_is_bad_stops_and_goes_on_where_it_was(samples: Path
     accepting = configure(folder, tmp_path / "cache", "data.max_bad_fraction=0.5")
     assert scan(accepting) == 20
     assert told(accepting)["not read again"] > 0
-    assert not config.cache.scan_journal.exists()
+    assert not list_files(config.cache.scan_journal, "")
 
 
 def test_a_source_of_which_nothing_can_be_read_is_refused(tmp_path: Path) -> None:
@@ -277,8 +278,8 @@ def kill_readers(config: RunConfig, when_read: tuple[int, ...]) -> None:
     for num_files in when_read:
         until_s = time.monotonic() + 60
         while time.monotonic() < until_s:
-            journal = config.cache.scan_journal
-            done = len(journal.read_text().splitlines()) - 1 if journal.exists() else 0
+            parts = list_files(config.cache.scan_journal, ".jsonl")
+            done = sum(len(part.read_text().splitlines()) - 1 for part in parts)
             readers = [one for one in psutil.Process().children(recursive=True) if is_reader(one)]
             if done == num_files and len(readers) == 1:
                 readers[0].kill()

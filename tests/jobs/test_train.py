@@ -13,10 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from jobs.config import RunConfig
+from jobs.configured import configured_recipe
 from jobs.metrics import read_metrics
 from jobs.mp4 import read_mp4
 from jobs.run import run
-from jobs.sample import sample
+from jobs.sample import cached_captions, sample
 from jobs.shapes import make_shapes
 from jobs.train import compute_losses, train
 from models.diffusion.draws import draw
@@ -90,9 +91,9 @@ def test_another_number_of_workers_cannot_read_the_checkpoint(trained: RunConfig
 
 def test_training_needs_text_for_every_clip(cached: RunConfig, tmp_path: Path) -> None:
     root = tmp_path / "cache"
-    shutil.copytree(cached.cache.root, root)
+    shutil.copytree(cached.data.cache, root)
     shutil.rmtree(root / "text")
-    data = cached.data.model_copy(update={"cache": root})
+    data = cached.data.model_copy(update={"cache": str(root)})
     with pytest.raises(Refused, match="run `text` first"):
         train(cached.model_copy(update={"data": data}))
 
@@ -133,6 +134,7 @@ def test_a_cache_under_another_normalization_is_converted_where_the_run_says_so(
     trained = json.loads((tmp_path / "model" / "trained.json").read_text())
     assert trained["recipe"]["latent"]["scaling_factor"] == 2.0  # what the model's samples are to be decoded with
     assert losses(other)[0] > 0
+    assert cached_captions(other, configured_recipe(other), 3) == cached_captions(cached, read_recipe(cached.cache), 3)
 
 
 class Answers:
@@ -244,10 +246,10 @@ def test_images_and_padded_clips_are_trained_and_sampled(mixed: RunConfig, capsy
 
 
 def test_a_removed_video_is_trained_on_no_more_and_breaks_nothing(mixed: RunConfig, tmp_path: Path) -> None:
-    shutil.copytree(mixed.cache.root, tmp_path / "cache")
+    shutil.copytree(mixed.data.cache, tmp_path / "cache")
     shutil.copytree(mixed.data.source, tmp_path / "videos")
     (tmp_path / "videos" / "0.png").unlink()
-    places = {"cache": tmp_path / "cache", "source": str(tmp_path / "videos")}
+    places = {"cache": str(tmp_path / "cache"), "source": str(tmp_path / "videos")}
     config = mixed.model_copy(update={"data": mixed.data.model_copy(update=places)})
     before = open_training_set(config.cache, read_recipe(config.cache), "bytes")
     fill_cache(config)

@@ -53,7 +53,7 @@ def test_the_order_of_what_was_found_changes_no_byte(tmp_path: Path) -> None:
     write_scanned(one, update_manifest(Manifest(), [A, B], [BAD, TWIN]), SETTINGS)
     write_scanned(other, update_manifest(Manifest(), [B, A], [TWIN, BAD]), SETTINGS)
     for path in (one.manifest, one.scenes, one.quarantine("scan")):
-        assert path.read_bytes() == (other.root / path.relative_to(one.root)).read_bytes()
+        assert path.read_bytes() == (other.root / path.parent.name / path.name).read_bytes()
 
 
 def test_what_left_stays_as_removed_and_may_come_back(tmp_path: Path) -> None:
@@ -91,14 +91,33 @@ def test_another_kind_of_id_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_stopped_scan_goes_on_where_it_was(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "manifest" / "scan.jsonl", SETTINGS)
-    assert journal.read() == {}
-    journal.append([A])
-    with open(journal.path, "a") as file:
-        file.write('[{"id": "b", "pa')
-    again = Journal(journal.path, SETTINGS)
+    folder = tmp_path / "manifest" / "scan"
+    assert Journal(folder, SETTINGS).read() == {}
+    Journal(folder, SETTINGS).append([A])
+    again = Journal(folder, SETTINGS)
     assert again.read() == {state_of(A[0]): A}
     again.append([B])
-    assert again.read() == {state_of(A[0]): A, state_of(B[0]): B}
-    assert Journal(journal.path, replace(SETTINGS, scenes="adaptive")).read() == {}
-    assert Journal(journal.path, SETTINGS).read() == {}
+    assert Journal(folder, SETTINGS).read() == {state_of(A[0]): A, state_of(B[0]): B}
+
+
+def test_a_journal_of_other_settings_is_removed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, SETTINGS)
+    for readable in (A, B, A):
+        journal.append([readable])
+    assert Journal(tmp_path, replace(SETTINGS, scenes="adaptive")).read() == {}
+    assert list(tmp_path.iterdir()) == [] and Journal(tmp_path, SETTINGS).read() == {}
+
+
+def test_a_journal_removed_by_half_is_still_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path, SETTINGS)
+    for readable in (A, B):
+        journal.append([readable])
+    unlink = Path.unlink
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", lambda path, missing_ok: unlink(path) if "000001" in path.name else interrupt())
+        journal.remove()
+    assert Journal(tmp_path, SETTINGS).read() == {state_of(A[0]): A}
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,65 @@
+"""What happened is told by lines, in one file on a disk, and in a file for each run in an object store."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs import events
+from jobs.events import Events, read_events
+from pipeline.location import Place, place_of
+from tests.object_store import Bucket, serve_bucket
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Bucket]:
+    with serve_bucket() as bucket:
+        yield bucket
+
+
+@pytest.fixture(params=["disk", "store"])
+def place(request: pytest.FixtureRequest, store: Bucket, tmp_path: Path) -> Place:
+    return place_of(tmp_path if request.param == "disk" else store.uri(tmp_path.name)) / "events.jsonl"
+
+
+def told(place: Place) -> list[tuple]:
+    return [(one["verb"], one["event"], one.get("shard")) for one in read_events(place)]
+
+
+def test_what_is_told_can_be_read(place: Place) -> None:
+    assert read_events(place) == []
+    scan, encode = Events(place, "scan"), Events(place, "encode")
+    encode.write("start", shard="ä")
+    scan.write("done", videos=3)
+    encode.write("done")
+    assert told(place) == [("encode", "start", "ä"), ("scan", "done", None), ("encode", "done", None)]
+
+
+def test_events_that_follow_each_other_are_there_in_the_end(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "PUBLISH_EVERY_S", float("inf"))
+    encode = Events(place, "encode")
+    for number in range(5):
+        encode.write("shard", often=True, shard=number)
+    encode.write("done")
+    assert [one[2] for one in told(place)] == [0, 1, 2, 3, 4, None]
+
+
+def test_a_store_is_not_given_every_line_at_once(store: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = Events(place_of(store.uri("often")) / "events.jsonl", "encode")
+    encode.write("start")
+    store.door.requests.clear()
+    for number in range(50):
+        encode.write("shard", often=True, shard=number)
+    assert len(store.asked("PUT")) <= 1
+    encode.write("done")
+    assert len(store.asked("PUT")) <= 2
+
+
+def test_a_line_that_a_crash_left_torn_is_passed_over(tmp_path: Path) -> None:
+    place = tmp_path / "events.jsonl"
+    Events(place, "encode").write("done")
+    with open(place, "a") as file:
+        file.write('{"time": "20')
+    assert told(place) == [("encode", "done", None)]
+    assert [json.loads(place.read_text().splitlines()[0])["event"]] == ["done"]
