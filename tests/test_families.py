@@ -26,8 +26,8 @@ KNOBS = {
 }
 
 
-# The other classes of diffusers go Wan's way; what differs between them is tested by itself.
-DEFAULT = ("sd", "open-sora-v1.2", "open-sora-plan", "AutoencoderKLWan")
+# A family of images and one of videos; the others go the same way, and what differs between them is tested by itself.
+DEFAULT = ("sd", "open-sora-v1.2")
 
 
 @pytest.fixture(scope="module")

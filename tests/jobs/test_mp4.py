@@ -1,5 +1,6 @@
 """Written videos are read back by both decoders: as many frames, as fast, in the same colours."""
 
+import errno
 from fractions import Fraction
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     before = path.read_bytes()
 
     def torn(*args: object, **kwargs: object) -> None:
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(av.VideoFrame, "from_ndarray", torn)
     with pytest.raises(Refused, match="disk full"):
