@@ -3,6 +3,7 @@
 import hashlib
 import tarfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
@@ -16,6 +17,7 @@ from pipeline.tables import Unreadable, read_metadata, write_records
 
 Row = TypeVar("Row")
 BLOCK = tarfile.BLOCKSIZE
+LARGE = 1 << 16  # bytes, worth the while of another thread
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,11 @@ class ShardWriter:
     hashing and writing them.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, hasher: Executor) -> None:
         self.facts: dict[str, str] = {}  # what the sidecar's footer says of the tar, once that is finished
-        self._file = file
+        self._file, self._hasher = file, hasher
         self._digest = hashlib.sha256()
+        self._hashing: Future[None] | None = None
         self._num_bytes = 0
 
     def add(self, sample: Packed) -> dict[str, Member]:
@@ -58,6 +61,7 @@ class ShardWriter:
         """End the tar: two blocks of zeros, and more of them up to a whole record."""
         self._write(bytes(2 * BLOCK))
         self._write(bytes(-self._num_bytes % tarfile.RECORDSIZE))
+        self._wait()
         self.facts = {"tar_sha256": self._digest.hexdigest(), "tar_bytes": str(self._num_bytes)}
 
     def _add(self, name: str, content: bytes) -> Member:
@@ -66,22 +70,33 @@ class ShardWriter:
         header.size, header.mode = len(content), 0o644
         header.uname = header.gname = "root"
         self._write(header.tobuf(tarfile.USTAR_FORMAT))
-        offset = self._num_bytes
+        member = Member(self._num_bytes, len(content), google_crc32c.value(content))
         self._write(content)
         self._write(bytes(-len(content) % BLOCK))
-        return Member(offset, len(content), google_crc32c.value(content))
+        return member
 
     def _write(self, data: bytes) -> None:
-        self._digest.update(data)
+        """Hashing takes longer than writing, so a large piece is hashed beside what is done next."""
+        self._wait()
+        if len(data) < LARGE:
+            self._digest.update(data)
+        else:
+            self._hashing = self._hasher.submit(self._digest.update, data)
         self._file.write(data)
         self._num_bytes += len(data)
+
+    def _wait(self) -> None:
+        """Until all that was written is hashed."""
+        if self._hashing is not None:
+            self._hashing.result()
+            self._hashing = None
 
 
 @contextmanager
 def writing_shard(column: Place, shard: str) -> Iterator[ShardWriter]:
     """A tar to write samples to; at the end of the block it is `<shard>.tar`, whole, which `commit_shard` commits."""
-    with publishing(tar_path(column, shard)) as file:
-        writer = ShardWriter(file)
+    with ThreadPoolExecutor(1) as hasher, publishing(tar_path(column, shard)) as file:
+        writer = ShardWriter(file, hasher)
         yield writer
         writer.finish()
         sidecar_path(column, shard).unlink(missing_ok=True)  # an old one must not vouch for the new tar
