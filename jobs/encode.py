@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -15,9 +16,10 @@ import ray
 import torch
 
 from cluster import runtime
-from jobs.config import EncodeConfig, RunConfig
+from jobs.batches import ChunkBatch, batches, computed
+from jobs.config import RunConfig
 from jobs.configured import configured_recipe, load_configured_vae
-from jobs.decode import Decoders, Failed, ShardWork, Slot, VideoWork, reader_limits
+from jobs.decode import Decoders, Failed, ShardWork, VideoWork, reader_limits
 from jobs.draft import ShardDraft
 from jobs.events import Events
 from jobs.forecast import compare_forecast
@@ -49,7 +51,8 @@ class ShardReport:
     latent_bytes: int
     failed: tuple[str, ...]  # videos that could not be decoded or encoded
     total_s: float
-    wait_s: float  # of which waiting for frames
+    encode_s: float  # of which the VAE was busy
+    wait_s: float  # and nothing could be done but wait for frames, the VAE busy or not
     decode_cpu_s: float
     psnr: tuple[float, ...]  # dB, of the chunks that were decoded again
     drift: tuple[str, ...]  # channels that are not about 0 and 1
@@ -112,7 +115,7 @@ def _tell_costs(config: RunConfig, works: list[ShardWork], reports: list[ShardRe
         {one.video.id: one.video for one in videos},
         written_bytes=sum(report.latent_bytes for report in reports),
         decode_cpu_s=sum(report.decode_cpu_s for report in reports),
-        encode_s=sum(report.total_s - report.wait_s for report in reports),
+        encode_s=sum(report.encode_s for report in reports),
     )
     if told:
         say(told)
@@ -204,28 +207,30 @@ class ShardEncoder:
         self.config = config
         self.recipe = configured_recipe(config)
         self.decoders = Decoders(config.encode, reader_limits(config.data))
+        self.encode_s = 0.0
+        self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.encode.encoder_cpus,))
 
     @cached_property
     def vae(self) -> VideoVAE:
-        """Made when the first frames are on their way already."""
+        """Made when the first frames are on their way already. Used by the thread alone: some keep state of a call."""
         return _prepare_vae(self.config)
 
     def do(self, work: ShardWork, upcoming: ShardWork | None) -> ShardReport:
         """Encode and commit `work`; decode tasks that it no longer needs turn to `upcoming`."""
-        started_s = time.monotonic()
+        started_s, self.encode_s = time.monotonic(), 0.0
         settings, column = self.config.encode, self.config.cache.latents
         intake = Intake(self.decoders.read(work, upcoming))
         trips = RoundTrips(len(work.slots), settings.checked_chunks, settings.min_psnr)
         with writing_shard(column, work.shard) as tar:
             draft = ShardDraft(self.recipe, work, intake, tar)
-            for first, members, frames in batches(work, intake, settings):  # frames (batch, F, H, W, 3)
-                encoded = encode_chunks(self.vae, frames, self._seeds(members, len(frames)))  # (batch, C, t, h, w)
-                for number, (slot, seen, latents) in enumerate(zip(members, frames, encoded), start=first):
+            for batch, encoded in computed(batches(work, intake, self._batch_size(work)), self._encode, self.thread):
+                for number, (slot, seen, latents) in enumerate(zip(batch.slots, batch.frames, encoded), batch.first):
                     if problem := value_problem(latents) if slot.video not in intake.failed else "":
-                        trips.check_bad(self.vae, seen, latents, problem)
+                        self.thread.submit(trips.check_bad, self.vae, seen, latents, problem).result()
                         intake.fail(Failed(slot.video, problem, attempts=1, stage="encode"))
                     elif slot.video not in intake.failed and trips.wants(number):
-                        draft.psnr[slot.key].append(trips.check(self.vae, seen, latents))
+                        found = self.thread.submit(trips.check, self.vae, seen, latents).result()
+                        draft.psnr[slot.key].append(found)
                     draft.take(slot, latents)
                 draft.write_settled()
             intake.finish()
@@ -239,38 +244,30 @@ class ShardEncoder:
             latent_bytes=sum(sample.latent_bytes for sample in draft.rows),
             failed=tuple(intake.failed),
             total_s=time.monotonic() - started_s,
+            encode_s=self.encode_s,
             wait_s=intake.wait_s,
             decode_cpu_s=intake.decode_cpu_s,
             psnr=tuple(trips.found),
             drift=tuple(drift(stats, self.recipe.latent.channels)) if (stats := merge_all(draft.stats)) else (),
         )
 
-    def _seeds(self, members: Sequence[Slot], count: int) -> list[int]:
-        """One per row of a batch; those of fillers do not matter."""
-        fingerprint = self.recipe.fingerprint()
-        seeds = [chunk_seed(fingerprint, slot.key, slot.number) for slot in members]
-        return seeds + [0] * (count - len(seeds))
+    def _batch_size(self, work: ShardWork) -> int:
+        settings = self.config.encode
+        most = settings.batch or chunks_at_once(work.size, settings.batch_bytes, device_here())
+        return batch_size(len(work.slots), most)
+
+    def _encode(self, batch: ChunkBatch) -> np.ndarray:
+        """(batch, C, t, h, w) float16. The seeds of fillers do not matter."""
+        fingerprint, count = self.recipe.fingerprint(), len(batch.frames)
+        seeds = [chunk_seed(fingerprint, slot.key, slot.number) for slot in batch.slots]
+        vae = self.vae
+        started_s = time.monotonic()
+        encoded = encode_chunks(vae, batch.frames, seeds + [0] * (count - len(seeds)))
+        self.encode_s += time.monotonic() - started_s
+        return encoded
 
 
 Encoder: Any = ray.remote(ShardEncoder)
-
-
-def batches(
-    work: ShardWork, intake: Intake, settings: EncodeConfig
-) -> Iterator[tuple[int, Sequence[Slot], np.ndarray]]:
-    """(number of the first slot, slots, frames (batch, F, H, W, 3) uint8) for all chunks of a shard, in plan order.
-
-    Chunks of videos that failed are zeros. The array is used again for the next batch.
-    """
-    most = settings.batch or chunks_at_once(work.size, settings.batch_bytes, device_here())
-    size = batch_size(len(work.slots), most)
-    frames = np.zeros((size, *work.size, 3), np.uint8)
-    for first in range(0, len(work.slots), max(1, size)):
-        members = work.slots[first : first + size]
-        for place, slot in enumerate(members):
-            arrived = intake.frames(slot)
-            frames[place] = 0 if arrived is None else arrived
-        yield first, members, frames
 
 
 def device_here() -> str:

@@ -97,7 +97,7 @@ def _describe_run(run: Sequence[dict[str, Any]], shards: Sequence[dict[str, Any]
         ("encoded", f"{len(shards):,} shards, {total('clips'):,} clips, {total('chunks'):,} chunks"),
         ("took", f"{seconds:,.1f} s{unfinished}"),
         ("throughput", f"{total('chunks') / seconds:,.1f} chunks/s, {total('latent_bytes') / 1e6 / seconds:,.2f} MB/s"),
-        ("waiting for frames", f"{total('wait_s') / max(total('total_s'), 1e-9):.0%} of the encoders' time"),
+        ("VAE busy", f"{total('encode_s') / max(total('total_s'), 1e-9):.0%} of the encoders' time"),
         ("decoding", f"{total('decode_cpu_s'):,.1f} CPU seconds"),
     ]
 

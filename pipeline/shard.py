@@ -3,7 +3,7 @@
 import hashlib
 import tarfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
@@ -44,10 +44,11 @@ class ShardWriter:
     hashing and writing them.
     """
 
-    def __init__(self, file: BinaryIO, hasher: Executor) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self.facts: dict[str, str] = {}  # what the sidecar's footer says of the tar, once that is finished
-        self._file, self._hasher = file, hasher
+        self._file = file
         self._digest = hashlib.sha256()
+        self._hasher = ThreadPoolExecutor(1)
         self._hashing: Future[None] | None = None
         self._num_bytes = 0
 
@@ -62,6 +63,7 @@ class ShardWriter:
         self._write(bytes(2 * BLOCK))
         self._write(bytes(-self._num_bytes % tarfile.RECORDSIZE))
         self._wait()
+        self._hasher.shutdown()
         self.facts = {"tar_sha256": self._digest.hexdigest(), "tar_bytes": str(self._num_bytes)}
 
     def _add(self, name: str, content: bytes) -> Member:
@@ -95,8 +97,8 @@ class ShardWriter:
 @contextmanager
 def writing_shard(column: Place, shard: str) -> Iterator[ShardWriter]:
     """A tar to write samples to; at the end of the block it is `<shard>.tar`, whole, which `commit_shard` commits."""
-    with ThreadPoolExecutor(1) as hasher, publishing(tar_path(column, shard)) as file:
-        writer = ShardWriter(file, hasher)
+    with publishing(tar_path(column, shard)) as file:
+        writer = ShardWriter(file)
         yield writer
         writer.finish()
         sidecar_path(column, shard).unlink(missing_ok=True)  # an old one must not vouch for the new tar
