@@ -65,10 +65,11 @@ def main(*parts: str) -> None:
 
 
 def overlap(folder: Path) -> None:
-    """An encoder that sleeps instead, as one on a GPU seems to its CPU, has two decode tasks of a CPU each."""
-    config = prepare(folder, NUM_VIDEOS, CHUNKS, SIDE, f"encode.batch={BATCH}", "encode.checked_chunks=0")
+    """An encoder that sleeps instead, as one on a GPU seems to its CPU; it has one CPU, its decode task the other."""
+    one_task = ["encode.decode_tasks=1", f"encode.batch={BATCH}", "encode.checked_chunks=0"]
+    config = prepare(folder, NUM_VIDEOS, CHUNKS, SIDE, *one_task)
     works = works_of(config)
-    with local_ray(num_cpus=3):
+    with local_ray(num_cpus=2):
         drain(config, works)  # Ray's workers start, files enter the page cache
         decode_s = statistics.median(measure(partial(drain, config, works)).wall_s for _ in range(3))
         num_chunks = sum(len(work.slots) for work in works)
@@ -77,10 +78,10 @@ def overlap(folder: Path) -> None:
             chunk_s = balance * decode_s / num_chunks
             encode_s = sum(slept_chunks(work) for work in works) * chunk_s
             ways = [partial(measure, partial(drain, config, works)), partial(sleep_through, config, works, chunk_s)]
-            alone, both = interleaved(ways, ROUNDS)
-            efficiency = statistics.median(max(encode_s, one.wall_s) / two.wall_s for one, two in zip(alone, both))
+            apart, both = interleaved(ways, ROUNDS)
+            efficiency = statistics.median(max(encode_s, one.wall_s) / two.wall_s for one, two in zip(apart, both))
             print(
-                f"   decoding {median(alone, 'wall_s'):5.2f} s, encoding {encode_s:5.2f} s, both "
+                f"   decoding {median(apart, 'wall_s'):5.2f} s, encoding {encode_s:5.2f} s, both "
                 f"{median(both, 'wall_s'):5.2f} s: overlap {efficiency:.2f}",
                 flush=True,
             )
