@@ -51,7 +51,10 @@ SCENES = {
     "text": Scene("text", "encoded"),
     "text with an edited caption": Scene("text", "to be captioned again"),
 }
-USUAL = {("disk", name) for name in SCENES if name not in ("encode", "text")} | {("store", "encode a mended video")}
+USUAL = {("store", "encode a mended video")} | {
+    ("disk", name)
+    for name in ("plan", "plan a next generation", "encode without a bad video", "text with an edited caption")
+}
 
 
 def words(videos: Path, cache: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -69,7 +70,8 @@ def shown_in(folder: Path, video: Video, clip: Clip) -> np.ndarray:
 
 def paste(line: str, folder: Path, path: str | None = None) -> str:
     """What a line prints in a shell; it must not complain."""
-    environment = {**os.environ, "PATH": path or os.environ["PATH"]}
+    own = str(Path(sys.executable).parent)  # a virtual environment that is perhaps not activated
+    environment = {**os.environ, "PATH": os.pathsep.join([path or own, os.environ["PATH"]])}
     done = subprocess.run(["sh", "-c", line], cwd=folder, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (0, ""), line
     return done.stdout

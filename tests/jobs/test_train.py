@@ -55,6 +55,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(trained: RunConfig, tmp_pat
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_bf16_zero_1_and_reading_ahead_give_about_the_same_losses(trained: RunConfig, tmp_path: Path) -> None:
     config = changed(trained, out=tmp_path, steps=3, precision="bf16", zero_stage=1, loader_workers=1)
     train(config)
@@ -271,6 +272,7 @@ def test_training_starts_from_the_weights_of_another_run(trained: RunConfig, tmp
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_training_starts_from_an_image_model(trained: RunConfig, tmp_path: Path) -> None:
     ours = load_file(trained.train.out / "model" / "model.safetensors")
     theirs = {
@@ -317,6 +319,7 @@ def test_a_picture_that_is_none_is_refused(trained: RunConfig, tmp_path: Path) -
         sampled(trained, tmp_path / "run", first_frame=tmp_path / "text.png")
 
 
+@pytest.mark.slow
 def test_given_frames_and_other_timesteps_are_trained_too(trained: RunConfig, tmp_path: Path) -> None:
     masks = {"image_head": 0.5, "random": 0.5}
     config = changed(trained, out=tmp_path, steps=2, workers=1, masks=masks, timesteps="uniform")

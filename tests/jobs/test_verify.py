@@ -164,6 +164,7 @@ def test_a_plan_of_another_recipe_is_refused(copied: RunConfig) -> None:
         verify(copied)
 
 
+@pytest.mark.slow
 def test_a_cache_in_a_store_is_read_and_repaired_as_well(cached: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     root = local(cached.cache.root)
     with serve_bucket() as bucket:
