@@ -3,7 +3,8 @@
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -67,13 +68,21 @@ def nodes() -> list[Node]:
     return [Node(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in found]
 
 
-@dataclass
+IN_FLIGHT = 2  # calls of an actor, so that it can begin with one item while it ends the one before
+
+
+@dataclass(eq=False)
 class _Lane(Generic[Item]):
-    """One worker, what it is doing and what it does next."""
+    """One worker, the calls of it that are not done, and the item it will be given next."""
 
     worker: Any
-    current: Item
-    upcoming: Item | None
+    calls: dict[Any, Item] = field(default_factory=dict)  # by their references, in the order they were made
+    promised: Item | None = None
+    num_calls: int = 0
+
+    def call(self, item: Item) -> None:
+        self.calls[self.worker.do.remote(item, self.promised, self.num_calls)] = item
+        self.num_calls += 1
 
 
 def share_out(
@@ -81,42 +90,66 @@ def share_out(
 ) -> Iterator[tuple[Item, Any]]:
     """Give each item to one of `num_workers` actors and yield (item, result) as they are done.
 
-    Items are hashable. An actor has a method `do(item, upcoming)`; `upcoming` is the item it will be given next (or
-    None), so that it can prepare. When an actor dies it is replaced and its items are done again; WorkerLost where one
-    item has taken `max_attempts` actors with it. An exception of `do` itself ends the work and is raised here.
+    Items are hashable. An actor has a method `do(item, upcoming, turn)`; `upcoming` is the item it will be given next
+    (or None), so that it can prepare, and `turn` counts its calls from 0. It is called again before it has answered, so
+    with max_concurrency = IN_FLIGHT it can begin one item while it ends another; such calls arrive in any order. When
+    an actor dies it is replaced and its items are done again, the one it was at alone; WorkerLost where one has taken
+    `max_attempts` actors with it. An exception of `do` itself ends the work and is raised here. An actor is given no
+    more while there is not as much for the others.
     """
     waiting = deque(items)
     attempts: Counter[Item] = Counter()
-    lanes: dict[Any, _Lane[Item]] = {}  # by the reference to the running call
+    lanes = [_Lane(start_worker(), promised=waiting.popleft()) for _ in range(min(num_workers, len(waiting)))]
 
-    def start(worker: Any, current: Item) -> None:
-        upcoming = waiting.popleft() if waiting else None
-        lanes[worker.do.remote(current, upcoming)] = _Lane(worker, current, upcoming)
+    def take(lane: _Lane[Item]) -> Item | None:
+        return waiting.popleft() if waiting and (not lane.calls or len(waiting) >= len(lanes)) else None
 
-    for _ in range(min(num_workers, len(waiting))):
-        if waiting:
-            start(start_worker(), waiting.popleft())
+    def fill(lane: _Lane[Item], most: int) -> None:
+        while len(lane.calls) < most:
+            item = take(lane) if lane.promised is None else lane.promised
+            if item is None:
+                return
+            lane.promised = waiting.popleft() if len(waiting) >= len(lanes) else None
+            lane.call(item)
+
+    for most in range(1, IN_FLIGHT + 1):
+        for lane in lanes:
+            fill(lane, most)
     try:
-        while lanes:
-            [done], _ = ray.wait(list(lanes), num_returns=1)
-            lane = lanes.pop(done)
+        while lane_of := {call: lane for lane in lanes for call in lane.calls}:
+            [done], _ = ray.wait(list(lane_of), num_returns=1)
+            lane = lane_of[done]
             try:
-                result = ray.get(done)
+                finished = [(lane.calls[done], ray.get(done))]
+                del lane.calls[done]
             except WORKER_DEAD as error:
                 ray.kill(lane.worker)  # it may be cut off only; two of them would want the same GPU
-                attempts[lane.current] += 1
-                if attempts[lane.current] >= max_attempts:
-                    raise WorkerLost(f"{max_attempts} workers died of {lane.current}; the last: {error}") from error
-                if lane.upcoming is not None:
-                    waiting.appendleft(lane.upcoming)
-                start(start_worker(), lane.current)
-                continue
-            following = lane.upcoming if lane.upcoming is not None else (waiting.popleft() if waiting else None)
-            if following is None:
-                ray.kill(lane.worker)
+                finished = _finished(lane)
+                blamed, *others = lane.calls.values()
+                attempts[blamed] += 1
+                if attempts[blamed] >= max_attempts:
+                    raise WorkerLost(f"{max_attempts} workers died of {blamed}; the last: {error}") from error
+                if lane.promised is not None:
+                    others.append(lane.promised)
+                waiting.extendleft(reversed(others))
+                lanes[lanes.index(lane)] = replacement = _Lane(start_worker())
+                replacement.call(blamed)
             else:
-                start(lane.worker, following)
-            yield lane.current, result
+                fill(lane, IN_FLIGHT)
+                if not lane.calls:
+                    lanes.remove(lane)
+                    ray.kill(lane.worker)
+            yield from finished
     finally:
-        for lane in lanes.values():
+        for lane in lanes:
             ray.kill(lane.worker)
+
+
+def _finished(lane: _Lane[Item]) -> list[tuple[Item, Any]]:
+    """What the worker that died had done before, which is no longer in its lane."""
+    finished = []
+    for call, item in list(lane.calls.items()):
+        with suppress(*WORKER_DEAD):
+            finished.append((item, ray.get(call)))
+            del lane.calls[call]
+    return finished

@@ -2,11 +2,11 @@
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from statistics import median
 from typing import Any
@@ -27,6 +27,7 @@ from jobs.intake import Intake
 from jobs.plan import read_manifest, read_plan
 from jobs.progress import progress, say
 from jobs.room import count_encoders
+from jobs.turns import Turns
 from models.vae.interface import VideoVAE
 from pipeline.cache import Cache
 from pipeline.encode import batch_size, chunk_seed, chunks_at_once, encode_chunks
@@ -50,9 +51,9 @@ class ShardReport:
     chunks: int
     latent_bytes: int
     failed: tuple[str, ...]  # videos that could not be decoded or encoded
-    total_s: float
-    encode_s: float  # of which the VAE was busy
-    wait_s: float  # and nothing could be done but wait for frames, the VAE busy or not
+    total_s: float  # from its first frame to its last, when the next shard's turn comes
+    encode_s: float  # the VAE was busy with it
+    wait_s: float  # nothing could be done but wait for frames, the VAE busy or not
     decode_cpu_s: float
     psnr: tuple[float, ...]  # dB, of the chunks that were decoded again
     drift: tuple[str, ...]  # channels that are not about 0 and 1
@@ -129,7 +130,8 @@ def _encode_shards(config: RunConfig, works: list[ShardWork], events: Events) ->
     num_gpus = settings.encoder_gpus if any(node.gpus for node in nodes) else 0
 
     def start_encoder() -> Any:
-        return Encoder.options(num_cpus=settings.encoder_cpus, num_gpus=num_gpus).remote(config)
+        options = {"num_cpus": settings.encoder_cpus, "num_gpus": num_gpus, "max_concurrency": runtime.IN_FLIGHT}
+        return Encoder.options(**options).remote(config)
 
     reports, tried, bad, said = [], set(), set(), False
     with progress("encode", len(works), "shards") as bar:
@@ -195,8 +197,16 @@ def shard_work(shard: str, clips: list[Clip], videos: dict[str, Video], recipe: 
     )
 
 
+@dataclass
+class Taken:
+    """Seconds that a shard has taken so far."""
+
+    turn_s: float = 0.0
+    encode_s: float = 0.0
+
+
 class ShardEncoder:
-    """Owns one shard at a time: has it decoded, encodes it, writes it and commits it.
+    """Has shards decoded, encodes, writes and commits them; one is begun as soon as all frames of another are there.
 
     The plan alone decides which chunks meet in a call of the VAE, and every call for a shard has the same size: the
     bits of a latent must not depend on which decode task was faster.
@@ -207,7 +217,7 @@ class ShardEncoder:
         self.config = config
         self.recipe = configured_recipe(config)
         self.decoders = Decoders(config.encode, reader_limits(config.data))
-        self.encode_s = 0.0
+        self.turns = Turns()
         self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.encode.encoder_cpus,))
 
     @cached_property
@@ -215,26 +225,26 @@ class ShardEncoder:
         """Made when the first frames are on their way already. Used by the thread alone: some keep state of a call."""
         return _prepare_vae(self.config)
 
-    def do(self, work: ShardWork, upcoming: ShardWork | None) -> ShardReport:
+    def do(self, work: ShardWork, upcoming: ShardWork | None, turn: int) -> ShardReport:
         """Encode and commit `work`; decode tasks that it no longer needs turn to `upcoming`."""
-        started_s, self.encode_s = time.monotonic(), 0.0
+        taken = Taken()
         settings, column = self.config.encode, self.config.cache.latents
         intake = Intake(self.decoders.read(work, upcoming))
         trips = RoundTrips(len(work.slots), settings.checked_chunks, settings.min_psnr)
+        self.turns.begin(turn)
         with writing_shard(column, work.shard) as tar:
             draft = ShardDraft(self.recipe, work, intake, tar)
-            for batch, encoded in computed(batches(work, intake, self._batch_size(work)), self._encode, self.thread):
+            found = self._found(work, intake, taken)
+            for batch, encoded in computed(found, partial(self._encode, taken), self.thread):
                 for number, (slot, seen, latents) in enumerate(zip(batch.slots, batch.frames, encoded), batch.first):
                     if problem := value_problem(latents) if slot.video not in intake.failed else "":
                         self.thread.submit(trips.check_bad, self.vae, seen, latents, problem).result()
                         intake.fail(Failed(slot.video, problem, attempts=1, stage="encode"))
                     elif slot.video not in intake.failed and trips.wants(number):
-                        found = self.thread.submit(trips.check, self.vae, seen, latents).result()
-                        draft.psnr[slot.key].append(found)
+                        psnr = self.thread.submit(trips.check, self.vae, seen, latents).result()
+                        draft.psnr[slot.key].append(psnr)
                     draft.take(slot, latents)
                 draft.write_settled()
-            intake.finish()
-            draft.write_settled()
             trips.finish()
             set_aside(self.config.cache, work.shard, left_out(work, intake.failed))
         commit_shard(column, work.shard, Sample, draft.rows, {**dict(work.facts), **tar.facts, **draft.footer()})
@@ -243,27 +253,35 @@ class ShardEncoder:
             chunks=len(work.slots),
             latent_bytes=sum(sample.latent_bytes for sample in draft.rows),
             failed=tuple(intake.failed),
-            total_s=time.monotonic() - started_s,
-            encode_s=self.encode_s,
+            total_s=taken.turn_s,
+            encode_s=taken.encode_s,
             wait_s=intake.wait_s,
             decode_cpu_s=intake.decode_cpu_s,
             psnr=tuple(trips.found),
             drift=tuple(drift(stats, self.recipe.latent.channels)) if (stats := merge_all(draft.stats)) else (),
         )
 
+    def _found(self, work: ShardWork, intake: Intake, taken: Taken) -> Iterator[ChunkBatch]:
+        """A shard's batches; when all are there, it is the next shard's turn."""
+        started_s = time.monotonic()
+        yield from batches(work, intake, self._batch_size(work))
+        intake.finish()
+        taken.turn_s = time.monotonic() - started_s
+        self.turns.end()
+
     def _batch_size(self, work: ShardWork) -> int:
         settings = self.config.encode
         most = settings.batch or chunks_at_once(work.size, settings.batch_bytes, device_here())
         return batch_size(len(work.slots), most)
 
-    def _encode(self, batch: ChunkBatch) -> np.ndarray:
+    def _encode(self, taken: Taken, batch: ChunkBatch) -> np.ndarray:
         """(batch, C, t, h, w) float16. The seeds of fillers do not matter."""
         fingerprint, count = self.recipe.fingerprint(), len(batch.frames)
         seeds = [chunk_seed(fingerprint, slot.key, slot.number) for slot in batch.slots]
         vae = self.vae
         started_s = time.monotonic()
         encoded = encode_chunks(vae, batch.frames, seeds + [0] * (count - len(seeds)))
-        self.encode_s += time.monotonic() - started_s
+        taken.encode_s += time.monotonic() - started_s
         return encoded
 
 

@@ -99,7 +99,7 @@ class TextWriter:
         self.encoder = encoder.load().to("cuda" if torch.cuda.is_available() else "cpu")
         self.column = column
 
-    def do(self, work: Work, upcoming: Work | None) -> None:
+    def do(self, work: Work, upcoming: Work | None, turn: int) -> None:
         """Write `work`; there is nothing to prepare for the next."""
         if isinstance(work, TextShard):
             write_text_shard(self.column, work, self.encoder)

@@ -158,7 +158,7 @@ class Verifier:
     def __init__(self, cache: Cache, recipe: Recipe, origins: Sequence[TextOrigin]) -> None:
         self.cache, self.recipe, self.origins = cache, recipe, origins
 
-    def do(self, works: Sequence[PlannedShard], upcoming: Sequence[PlannedShard] | None) -> list[Problem]:
+    def do(self, works: Sequence[PlannedShard], upcoming: Sequence[PlannedShard] | None, turn: int) -> list[Problem]:
         """What is broken in these shards; there is nothing to prepare for the next."""
         return [problem for work in works for problem in check_shard(self.cache, self.recipe, self.origins, work)]
 

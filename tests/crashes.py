@@ -163,10 +163,10 @@ class DecodersHere(Decoders):
 def _encode_shards(config: RunConfig, works: list[ShardWork], events: Events) -> list[ShardReport]:
     encoder = ShardEncoder(config)
     encoder.decoders = DecodersHere(config.encode, encoder.decoders.limits)
-    return [encoder.do(work, None) for work in works]
+    return [encoder.do(work, None, turn) for turn, work in enumerate(works)]
 
 
 def _encode_all(config: RunConfig, encoder: TextDescription, works: Sequence[Work]) -> None:
     writer = writer_here(encoder, config.cache.text(encoder.name))
-    for work in works:
-        writer.do(work, None)
+    for turn, work in enumerate(works):
+        writer.do(work, None, turn)

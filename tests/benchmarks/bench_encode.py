@@ -25,6 +25,7 @@ import numpy as np
 import ray
 from einops import rearrange
 
+from cluster import runtime
 from jobs import encode as encode_verb
 from jobs.config import RunConfig
 from jobs.configured import configured_recipe
@@ -65,19 +66,18 @@ def main(*parts: str) -> None:
 
 
 def overlap(folder: Path) -> None:
-    """An encoder that sleeps instead, as one on a GPU seems to its CPU; it has one CPU, its decode task the other."""
-    one_task = ["encode.decode_tasks=1", f"encode.batch={BATCH}", "encode.checked_chunks=0"]
-    config = prepare(folder, NUM_VIDEOS, CHUNKS, SIDE, *one_task)
+    """An encoder that sleeps instead, as one on a GPU seems to its CPU; it has one CPU, its decode tasks the other."""
+    config = prepare(folder, NUM_VIDEOS, CHUNKS, SIDE, f"encode.batch={BATCH}", "encode.checked_chunks=0")
     works = works_of(config)
     with local_ray(num_cpus=2):
-        drain(config, works)  # Ray's workers start, files enter the page cache
-        decode_s = statistics.median(measure(partial(drain, config, works)).wall_s for _ in range(3))
+        drain_beside(config, works)  # Ray's workers start, files enter the page cache
+        decode_s = statistics.median(drain_beside(config, works).wall_s for _ in range(3))
         num_chunks = sum(len(work.slots) for work in works)
         print(f"a  {num_chunks} chunks; overlap = the slower alone / both together, median of {ROUNDS} rounds")
         for balance in BALANCES:
             chunk_s = balance * decode_s / num_chunks
             encode_s = sum(slept_chunks(work) for work in works) * chunk_s
-            ways = [partial(measure, partial(drain, config, works)), partial(sleep_through, config, works, chunk_s)]
+            ways = [partial(drain_beside, config, works), partial(sleep_through, config, works, chunk_s)]
             apart, both = interleaved(ways, ROUNDS)
             efficiency = statistics.median(max(encode_s, one.wall_s) / two.wall_s for one, two in zip(apart, both))
             print(
@@ -196,6 +196,20 @@ def drain(config: RunConfig, works: Sequence[ShardWork]) -> None:
             pass
 
 
+def drain_beside(config: RunConfig, works: Sequence[ShardWork]) -> Cost:
+    """The same, the CPU of the encoder being taken."""
+    encoder: Any = Idle.remote()
+    ray.get(encoder.__ray_ready__.remote())
+    cost = measure(partial(drain, config, works))
+    ray.kill(encoder)
+    return cost
+
+
+@ray.remote(num_cpus=1)
+class Idle:
+    """Holds a CPU."""
+
+
 def slept_chunks(work: ShardWork) -> int:
     """The chunks that go through the VAE for a shard: every batch of it is full."""
     size = batch_size(len(work.slots), BATCH)
@@ -218,16 +232,15 @@ class SleepingEncoder(encode_verb.ShardEncoder):
 def sleep_through(config: RunConfig, works: Sequence[ShardWork], chunk_s: float) -> Cost:
     """Encode everything by an encoder that is up already."""
     shutil.rmtree(config.cache.latents, ignore_errors=True)  # pyright: ignore[reportArgumentType]
-    encoder: Any = ray.remote(SleepingEncoder).options(num_cpus=1).remote(config, chunk_s)
+    options = {"num_cpus": 1, "max_concurrency": runtime.IN_FLIGHT}
+    encoder: Any = ray.remote(SleepingEncoder).options(**options).remote(config, chunk_s)
     ray.get(encoder.__ray_ready__.remote())
 
     def encode_all() -> None:
-        for work, upcoming in pairwise([*works, None]):
-            ray.get(encoder.do.remote(work, upcoming))
+        for _ in runtime.share_out(lambda: encoder, 1, works):
+            pass
 
-    cost = measure(encode_all)
-    ray.kill(encoder)
-    return cost
+    return measure(encode_all)
 
 
 def check_same_tars(config: RunConfig, column: Path) -> None:

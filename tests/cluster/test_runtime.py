@@ -2,13 +2,14 @@
 
 import os
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 import ray
 from ray.exceptions import OutOfMemoryError
 
-from cluster.runtime import WorkerLost, share_out
+from cluster.runtime import IN_FLIGHT, WorkerLost, share_out
 
 
 @ray.remote(num_cpus=0.1)
@@ -19,7 +20,7 @@ class Worker:
         self.folder = folder
         self.announced: int | None = None
 
-    def do(self, item: int, upcoming: int | None) -> tuple[int, bool]:
+    def do(self, item: int, upcoming: int | None, turn: int) -> tuple[int, bool]:
         expected = self.announced is None or self.announced == item
         self.announced = upcoming
         order = self.folder / str(item)
@@ -63,6 +64,31 @@ def test_an_exception_of_the_work_itself_is_raised(local_ray: None, tmp_path: Pa
     (tmp_path / "3").write_text("no such colour")
     with pytest.raises(ValueError, match="no such colour"):
         list(share_out(start(tmp_path), 2, range(4)))
+
+
+@ray.remote(num_cpus=0, max_concurrency=IN_FLIGHT)
+class Overlapping:
+    """Ends item 0 only when it was given item 1."""
+
+    def __init__(self) -> None:
+        self.begun = {1: Event()}
+
+    def do(self, item: int, upcoming: int | None, turn: int) -> tuple[int, int]:
+        self.begun.setdefault(item, Event()).set()
+        assert item or self.begun[1].wait(timeout=60)
+        return turn, os.getpid()
+
+
+def test_a_worker_is_given_its_next_item_before_it_is_done(local_ray: None) -> None:
+    worker: Any = Overlapping
+    done = dict(share_out(worker.remote, 1, range(4)))
+    assert [turn for turn, _ in (done[item] for item in range(4))] == [0, 1, 2, 3]
+
+
+def test_no_worker_gets_a_second_item_while_another_has_none(local_ray: None) -> None:
+    worker: Any = Overlapping
+    done = dict(share_out(worker.remote, 3, [1, 2, 3]))
+    assert len({process for _, process in done.values()}) == 3
 
 
 def test_no_items_need_no_workers(local_ray: None, tmp_path: Path) -> None:
