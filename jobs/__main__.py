@@ -170,6 +170,21 @@ def train(words: Words = None, cache: CachePlace = None) -> None:
 
 
 @app.command()
+def schedule(
+    words: Words = None,
+    cache: CachePlace = None,
+    epoch: Annotated[int, typer.Option(min=0, help="Epochs are shuffled anew.")] = 0,
+    steps: Annotated[
+        str, typer.Option(metavar="A:B", help="The batches to print; KEY+34 begins 34 frames into its clip.")
+    ] = "0:3",
+) -> None:
+    """Tell what will be trained on: batches of an epoch, and what it holds of each bucket."""
+    from jobs.schedule import show_schedule
+
+    show_schedule(_config(words, cache), epoch, steps)
+
+
+@app.command()
 def sample(words: Words = None, cache: CachePlace = None) -> None:
     """Sample videos with the trained model: train.out/model -> train.out/samples, samples.png."""
     from jobs.sample import sample

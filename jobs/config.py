@@ -13,9 +13,11 @@ from models.latent_spec import Dtype, Posterior
 from models.text import TEXT_ENCODERS
 from models.text.interface import TextSettings
 from models.vae.description import DEFAULT_CHUNK_FRAMES
+from pipeline.batch_tables import TABLES
 from pipeline.cache import Cache
 from pipeline.errors import Refused
 from pipeline.filter import check_filter
+from pipeline.lengths import Entry, Table, check_table
 from pipeline.location import Location, place_of
 from pipeline.recipe import Scenes, Tail
 
@@ -66,6 +68,13 @@ def _known_dit(name: str) -> str:
 def _known_filter(text: str) -> str:
     check_filter(text)
     return text
+
+
+def _known_table(buckets: str | Table) -> str | Table:
+    if isinstance(buckets, str):
+        return _one_of(TABLES, buckets)
+    check_table(buckets)
+    return buckets
 
 
 def _known_masks(mixture: dict[str, float]) -> dict[str, float]:
@@ -208,13 +217,26 @@ class TrainConfig(Section):
     steps: Count = 1000
     """Optimizer steps in all."""
     batch: Count = 16
-    """Clips per step, over all workers."""
+    """Clips per step, over all workers, where neither tokens nor buckets say how many."""
+    tokens: Count | None = None
+    """Latent tokens per step, over all workers: a batch has as many clips of its bucket as have these; at least one."""
+    buckets: Annotated[str | dict[str, dict[int, Entry]], AfterValidator(_known_table)] = {}
+    """How long clips are shown, by size and frames: {"240p" = {17 = [1, 1, 32], 51 = [1, 0.5, 10]}} shows half of those
+    with 51 frames or more at 51, ten at a time, all others at 17; [share, keep, batch], where a share below 1 leaves a
+    clip out of some epochs, and a batch of 0 is as batch and tokens say. "*" is any other size. Or a published table:
+    open-sora-v1.2-stage1, -stage2, -stage3. Left out: each clip whole."""
+    batch_scale: Count = 1
+    """Multiply the batches of buckets by this; the published ones are per GPU."""
     workers: Count = 1
     """Processes, one GPU each where there are GPUs."""
     cpus_per_worker: Count = 1
     """CPU slots and threads of each process."""
-    loader_workers: Annotated[int, Field(ge=0)] = 2
-    """Processes that read ahead, per worker; 0 reads in the training process."""
+    loader_threads: Annotated[int, Field(ge=0)] = 2
+    """Threads that read ahead, per worker; 0 reads when a batch is asked for."""
+    shard_cache_bytes: Annotated[int, Field(ge=0)] = 20 * 2**30
+    """Room on each node, below TMPDIR, for what its workers read from an object store; 0 = none."""
+    max_damaged: Annotated[int, Field(ge=0)] = 100
+    """Samples that may turn out to be damaged, in all; each is reported and counts for nothing. One more stops."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     """Steps over which the learning rate rises to lr."""
@@ -224,12 +246,18 @@ class TrainConfig(Section):
     zero_stage: Literal[1, 2] = 2
     caption_dropout: Fraction = 0.1
     """Share of samples trained with the null caption, for guidance."""
+    null_caption: Literal["cached", "model"] = "cached"
+    """Which one, for sampling too: cached, as `text` encodes no words; or the model's own, which those of Open-Sora
+    and PixArt that model.init reads were trained with, at the length of the caption that it stands for."""
     timesteps: TimestepMethod = "logit-normal"
     """How timesteps are drawn: logit-normal, uniform or discrete."""
     masks: Annotated[dict[str, Fraction], AfterValidator(_known_masks)] = {}
     """Shares of samples that are given some frames, such as {image_head = 0.05, random = 0.05}; the rest has none."""
     filter: Annotated[str, AfterValidator(_known_filter)] = ""
     """What is worth training on: as recipe.filter, and by columns of the index, as "not static and num_chunks > 1"."""
+    mix: dict[PathOrUri, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    """Other caches to train on beside data.cache, and how often per epoch each of their clips is shown, such as
+    {"/data/more" = 0.5}; they may differ in sizes, rates and cutting of clips, not in VAE or text encoder."""
     renormalize: bool = False
     """Read a cache whose recipe differs in scaling_factor, shift or scale only, converting to those of [recipe]."""
     timestep_transform: bool = True
@@ -259,7 +287,7 @@ class SampleConfig(Section):
     negative_prompt: str = ""
     """What to steer away from; empty = the null caption."""
     full_null: bool = False
-    """Guide with the null caption at its full length; as trained, it is cut to the prompt's."""
+    """Guide with a model's own null caption at its full length; as trained, it is cut to the prompt's."""
     clean: bool | None = None
     """Clean prompts first; left out: as the captions of training."""
     first_frame: PathHere | None = None

@@ -1,17 +1,27 @@
 """What a configuration names: its VAE, its text encoder, its recipe."""
 
+from collections.abc import Callable
+from math import prod
+
 import torch
 
 from jobs.config import ConfigError, RunConfig
+from models.dit import DITS
 from models.latent_spec import Dtype, LatentSpec
 from models.text import describe_text_encoder
 from models.text.interface import TextDescription, TextSettings
 from models.vae import describe_vae
 from models.vae.description import Asked, Description
 from models.vae.interface import VideoVAE
+from pipeline.batch_tables import TABLES
 from pipeline.bucket import resolve_buckets
+from pipeline.cache import Cache
+from pipeline.errors import Refused
+from pipeline.lengths import Bucket, Lengths, lengths_of
+from pipeline.location import place_of
 from pipeline.recipe import Recipe, read_recipe
 from pipeline.text_column import read_text_origin
+from pipeline.training_set import Part, TrainingSet, open_training_set
 
 
 def describe_configured_vae(config: RunConfig, latent: LatentSpec | None = None) -> Description:
@@ -84,6 +94,54 @@ def make_recipe(config: RunConfig, spec: LatentSpec) -> Recipe:
     )
 
 
+def configured_lengths(config: RunConfig, latent: LatentSpec) -> Callable[[Bucket], Lengths]:
+    """How long clips are shown in training, and how many make a batch, by [train]."""
+    settings, patch = config.train, DITS[config.model.name].patch_size
+    asked = TABLES[settings.buckets] if isinstance(settings.buckets, str) else settings.buckets
+    table = {
+        size: {frames: entry._replace(batch=entry.batch * settings.batch_scale) for frames, entry in entries.items()}
+        for size, entries in asked.items()
+    }
+
+    def batch_of(num_frames: int, height: int, width: int) -> int:
+        if settings.tokens is None:
+            return settings.batch
+        return max(1, settings.tokens // count_tokens(latent, patch, num_frames, height, width))
+
+    return lambda kind: lengths_of(kind, table, (latent.stride[1], latent.stride[2]), batch_of)
+
+
+def count_tokens(latent: LatentSpec, patch: tuple[int, int, int], num_frames: int, height: int, width: int) -> int:
+    """The tokens that a DiT of this patch size makes of a sample, padded to whole patches."""
+    _, *shape = latent.latent_shape(num_frames, height, width)  # (t, h, w)
+    return prod(-(-size // side) for size, side in zip(shape, patch, strict=True))
+
+
 def configured_recipe(config: RunConfig) -> Recipe:
     """The recipe of a run."""
     return make_recipe(config, describe_configured_vae(config).spec)
+
+
+def open_configured_set(config: RunConfig, recipe: Recipe) -> TrainingSet:
+    """What [train] trains on; Refused too where [text] asks for other text than the caches have. The encoder itself is
+    not needed."""
+    settings, wanted = config.train, config.text
+    mixed = {Cache(place_of(place)): times for place, times in settings.mix.items()}
+    data = open_training_set(config.cache, recipe, wanted.encoder, settings.filter, settings.renormalize, mixed)
+    for name in ("max_tokens", "clean", "dtype"):
+        made, asked = getattr(data.text, name), getattr(wanted, name)
+        if asked not in (made, None):
+            raise Refused(
+                f"{config.cache.text(data.text.name)}: made with text.{name} = {made}, the run wants {asked}; "
+                f"run `text` again, or change it back"
+            )
+    return data
+
+
+def describe_part(part: Part) -> str:
+    """What is trained on of one cache."""
+    times = "" if part.times == 1 else f", each {part.times:g} times per epoch"
+    return (
+        f"{len(part.view.rows):,} clips of {part.cache.root}{times}; left out: {part.view.num_removed:,} of videos "
+        f"that left the source, {part.view.num_filtered:,} that train.filter does not match"
+    )

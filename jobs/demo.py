@@ -32,7 +32,7 @@ COMMON: dict[str, dict[str, Any]] = {
     "train": {
         "batch": 16,
         "workers": 2,
-        "loader_workers": 0,
+        "loader_threads": 0,
         "precision": "fp32",
         "lr": 2e-3,
         "warmup_steps": 50,

@@ -70,7 +70,7 @@ def sample(config: RunConfig) -> int:
             shape = recipe.latent.latent_shape(settings.num_frames, height, width)  # (c, t, h, w)
             noise = torch.stack([torch.randn(shape, generator=generator(settings.seed, 0, n)) for n in some])
             text = encode_prompts(encoder, [prompts[n] for n in some])
-            null = _negative(model, encoder, settings)
+            null = choose_negative(model, encoder, settings, trained)
             latents = generate(model, config, trained, text, null, noise.to(device), references)
             for number, frames in zip(some, decode_to_frames(vae, latents, settings.num_frames)):
                 write_mp4(paths[number], frames, recipe.fps)
@@ -95,7 +95,7 @@ def generate(
 ) -> Tensor:
     """Encoded prompts and noise (B, c, t, h, w) -> normalized latents of the same shape.
 
-    Without `negative` guidance is away from the null caption, cut to the prompts' length.
+    Without `negative` guidance is away from the model's own null caption, cut to the prompts' length.
     """
     settings, recipe = config.sample, Recipe.from_dict(trained["recipe"])
     _, down, across = recipe.latent.stride
@@ -152,10 +152,13 @@ def encode_prompts(encoder: TextEncoder, prompts: list[str]) -> Text:
     return Text(tokens, mask)
 
 
-def _negative(model: Any, encoder: TextEncoder, settings: SampleConfig) -> Text | None:
-    """What guidance steers away from, unless it is the null caption cut to the prompt's length."""
-    if settings.negative_prompt:
-        tokens, mask = encode_prompts(encoder, [settings.negative_prompt])
+def choose_negative(model: Any, encoder: TextEncoder, settings: SampleConfig, trained: dict[str, Any]) -> Text | None:
+    """What guidance steers away from; None is the model's own null caption, cut to the prompt's length.
+
+    Models were trained with that one before there was another.
+    """
+    if settings.negative_prompt or trained.get("null_caption", "model") == "cached":
+        tokens, mask = encode_prompts(encoder, [settings.negative_prompt])  # no words are the cached null caption
         return Text(tokens[0], mask[0])
     if settings.full_null:
         null = model.null_text(model.config.max_text_tokens)  # (L, dim)

@@ -8,44 +8,46 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from einops import rearrange
 from torch import Tensor
 
 from cluster import launch, runtime
 from jobs import engine as engines
 from jobs.config import RunConfig
-from jobs.configured import configured_recipe
+from jobs.configured import configured_lengths, configured_recipe, describe_part, open_configured_set
 from jobs.engine import Engine
 from jobs.events import Events
-from jobs.metrics import Metrics, following
+from jobs.metrics import Metrics, following, read_metrics
 from jobs.progress import progress, say
-from models.diffusion.draws import draw, posterior_sample
+from jobs.run_record import record_run, refuse_other_run
+from models.diffusion.draws import draw, drop_captions, posterior_sample
 from models.diffusion.masks import leave_padding_out
 from models.diffusion.rectified_flow import add_noise, loss_per_sample, timestep_transform
 from models.dit import build_dit, load_dit, save_dit
 from models.dit.pixart import init_from_pixart
 from models.hub import locate
+from pipeline.batch_reader import Batch
 from pipeline.errors import Refused
-from pipeline.loader import Batch, TrainingSet, load_batches, open_training_set
-from pipeline.recipe import Recipe, check_recipe, convertible_recipe
+from pipeline.loader import load_batches
 from pipeline.schedule import Schedule
+from pipeline.scratch import scratch_folder
+from pipeline.shard_cache import ShardCache
 from pipeline.storage import publish
-from pipeline.text_column import TextOrigin, read_text_origin
+from pipeline.training_set import TrainingSet
 
 
 def train(config: RunConfig) -> int:
     """Train on the cache until `train.steps`, from the last committed checkpoint if there is one."""
     out = config.train.out
     recipe = configured_recipe(config)
-    stored = _stored_recipe(config, recipe)
-    data = open_training_set(config.cache, recipe, config.text.encoder, stored, config.train.filter)
-    text = _text_origin(config)
+    data = open_configured_set(config, recipe)
     check_init(config)
-    _refuse_other_run(config)
+    if config.train.null_caption == "cached":
+        data.null_text()  # Refused where it is missing: once here, and not by each worker
+    refuse_other_run(config)
     if _trained_steps(out) >= config.train.steps:
         say(f"train: {out} is trained for {_trained_steps(out)} steps already")
         return 0
-    publish(out / "run.json", (config.model_dump_json(indent=2) + "\n").encode())
+    record_run(config, data)
     events = Events(out / "events.jsonl", "train")
     events.write("start", steps=config.train.steps, committed=[path.name for path in _checkpoints(out)])
     runtime.connect(config.cluster.address, num_cpus=config.train.workers * config.train.cpus_per_worker)
@@ -53,22 +55,27 @@ def train(config: RunConfig) -> int:
     if not use_gpu and (problem := engines.compiler_problem()):
         raise Refused(problem)
     _check_room(config, "GPU" if use_gpu else "CPU")
-    say(
-        f"train: on {data.samples.num_rows} clips; left out: {data.num_removed} of videos that left the source, "
-        f"{data.num_filtered} that train.filter does not match"
-    )
+    for part in data.parts:
+        say(f"train: on {describe_part(part)}")
     with progress("train", config.train.steps, "steps") as bar, following(out / "metrics.jsonl", bar):
         launch.run_workers(
             train_worker,
-            {"config": config, "recipe": recipe, "stored": stored, "text": text},
+            {"config": config, "recipe": recipe},
             num_workers=config.train.workers,
             cpus_per_worker=config.train.cpus_per_worker,
             use_gpu=use_gpu,
             folder=out,
             max_failures=config.train.max_failures,
         )
-    events.write("done", steps=config.train.steps)
-    say(f"train: {config.train.steps} steps done -> {out / 'model'}")
+    damaged = damaged_so_far(out)
+    if damaged > config.train.max_damaged:
+        raise Refused(
+            f"{out / 'events.jsonl'}: tells of {damaged} damaged samples, train.max_damaged allows "
+            f"{config.train.max_damaged}; run `verify --repair`, `encode`, `text` and `train`, or raise it"
+        )
+    events.write("done", steps=config.train.steps, damaged=damaged)
+    noted = f", {damaged} damaged samples left out (see events.jsonl; mend by `verify --repair`)" if damaged else ""
+    say(f"train: {config.train.steps} steps done{noted} -> {out / 'model'}")
     return 0
 
 
@@ -79,43 +86,58 @@ def train_worker(argument: dict[str, Any]) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.set_num_threads(settings.cpus_per_worker)
 
-    data = open_training_set(config.cache, argument["recipe"], config.text.encoder, argument["stored"], settings.filter)
-    schedule = Schedule(data.samples, settings.batch, settings.seed)
-    text: TextOrigin = argument["text"]
-    engine = Engine(_build_model(config, data, text), settings, samples_per_rank=-(-settings.batch // world))
+    data = open_configured_set(config, argument["recipe"])
+    schedule = Schedule(data.schedule_rows(), configured_lengths(config, data.recipe.latent), settings.seed)
+    largest = max(schedule.shown.batch_sizes.tolist())
+    engine = Engine(_build_model(config, data), settings, samples_per_rank=-(-largest // world))
     start = _resume(engine, settings.out)
     steps = range(start, settings.steps)
-    batches = load_batches(data, schedule, steps, rank, world, settings.loader_workers)
+    room = settings.shard_cache_bytes
+    shard_cache = ShardCache(scratch_folder("shards"), room) if room else None
+    batches = load_batches(data, schedule, steps, rank, world, settings.loader_threads, shard_cache)
+    null = null_caption(config, data, engine)
     metrics = Metrics(settings.out, start) if rank == 0 else None
+    events = Events(settings.out / "events.jsonl", "train")
+    num_damaged = damaged_so_far(settings.out) if rank == 0 else 0  # what this rank knows of
 
     for step in steps:
         began_s = time.monotonic()
         batch = next(batches)
         loaded_s = time.monotonic()
-        losses = compute_losses(engine, config, batch, step)  # (B,)
-        share = batch.weights.to(engine.device) / float(schedule.batch(step).weights.sum())  # of the global batch
-        loss = (losses * share).sum() * world  # DeepSpeed averages over ranks
+        for sample in batch.damaged:
+            events.write("damaged", step=step + 1, key=sample.key, message=sample.problem)
+        num_damaged += len(batch.damaged)
+        losses = compute_losses(engine, config, batch, step, null)  # (B,)
+        loss = (losses * batch.weights.to(engine.device)).sum() * world  # DeepSpeed averages over ranks
         grad_norm = engine.step(loss, step)
-        mean_loss = _sum_over_ranks(loss.detach()) / world
+        total_loss, total_damaged = _sum_over_ranks(loss.detach(), num_damaged)
         if metrics:
             metrics.write(
                 step=step + 1,
-                loss=mean_loss,
+                loss=total_loss / world,
                 lr=engines.learning_rate(settings, step),
                 grad_norm=grad_norm,
+                damaged=total_damaged,
                 step_s=time.monotonic() - began_s,
                 data_wait_s=loaded_s - began_s,
             )
+        if total_damaged > settings.max_damaged:
+            return  # on every rank, at the same step; `train` says why
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
             engine.save(settings.out / "checkpoints", step + 1)
 
     if rank == 0:
-        save_trained(settings.out / "model", engine.model, config, data, text)
+        save_trained(settings.out / "model", engine.model, config, data)
     dist.barrier()
 
 
-def compute_losses(engine: Engine, config: RunConfig, batch: Batch, step: int) -> Tensor:
-    """Rectified-flow loss of each sample: (B,). All randomness is drawn by (seed, step, position)."""
+def compute_losses(
+    engine: Engine, config: RunConfig, batch: Batch, step: int, null: tuple[Tensor, Tensor | None]
+) -> Tensor:
+    """Rectified-flow loss of each sample: (B,). All randomness is drawn by (seed, step, position).
+
+    `null` is the null caption and its mask, as `drop_captions` takes them.
+    """
     settings = config.train
     mean, std = batch.latents.to(engine.device), None if batch.std is None else batch.std.to(engine.device)
     shape = tuple(mean.shape[1:])
@@ -134,10 +156,8 @@ def compute_losses(engine: Engine, config: RunConfig, batch: Batch, step: int) -
     fps, height, width = batch.fps.to(engine.device), batch.height.to(engine.device), batch.width.to(engine.device)
     if settings.timestep_transform:
         timesteps = timestep_transform(timesteps, height, width, batch.num_frames)
-    text = batch.text.to(engine.device)  # (B, L, dim)
-    null = engine.model.null_text(text.shape[1]).to(text)  # (L, dim); keeps the caption's mask, as Open-Sora does
-    text = torch.where(rearrange(drawn.drop_caption.to(engine.device), "b -> b 1 1"), null, text)
-    text_mask = batch.text_mask.to(engine.device)
+    text, text_mask, dropped = (one.to(engine.device) for one in (batch.text, batch.text_mask, drawn.drop_caption))
+    text, text_mask = drop_captions(text, text_mask, dropped, *null)  # (B, L, dim), (B, L)
     masks = leave_padding_out(drawn.mask, batch.filled)  # (B, t) each: denoised, not given at t = 0; counts in the loss
     mask, counted = (None if one is None else one.to(engine.device) for one in masks)
     noisy = add_noise(latents, noise, timesteps, mask)
@@ -146,25 +166,12 @@ def compute_losses(engine: Engine, config: RunConfig, batch: Batch, step: int) -
     return loss_per_sample(prediction, latents, noise, counted)
 
 
-def _stored_recipe(config: RunConfig, recipe: Recipe) -> Recipe:
-    """The cache's recipe: the run's own, or one that differs in normalization where the run allows that."""
-    if config.train.renormalize:
-        return convertible_recipe(config.cache, recipe)
-    check_recipe(config.cache, recipe)
-    return recipe
-
-
-def _text_origin(config: RunConfig) -> TextOrigin:
-    """What made the cache's text; Refused where [text] asks for another one. The encoder itself is not needed."""
-    found = read_text_origin(config.cache, config.text.encoder)
-    for name in ("max_tokens", "clean", "dtype"):
-        made, wanted = getattr(found, name), getattr(config.text, name)
-        if wanted not in (made, None):
-            raise Refused(
-                f"{config.cache.text(found.name)}: made with text.{name} = {made}, the run wants {wanted}; "
-                f"run `text` again, or change it back"
-            )
-    return found
+def null_caption(config: RunConfig, data: TrainingSet, engine: Engine) -> tuple[Tensor, Tensor | None]:
+    """The null caption (N, dim) and its mask (N,); None where it keeps the mask of the caption that it stands for."""
+    if config.train.null_caption == "model":
+        return engine.model.null_text(engine.model.config.max_text_tokens), None
+    null = torch.from_numpy(data.null_text()).to(engine.device)
+    return null, torch.ones(len(null), dtype=torch.bool, device=engine.device)
 
 
 def check_init(config: RunConfig) -> None:
@@ -176,15 +183,15 @@ def check_init(config: RunConfig) -> None:
             raise Refused(f"model.init: {error}") from error
 
 
-def _build_model(config: RunConfig, data: TrainingSet, text: TextOrigin) -> Any:
+def _build_model(config: RunConfig, data: TrainingSet) -> Any:
     """The DiT, the same on every rank, shaped for the cache's latents and text, with the weights it starts from."""
     torch.manual_seed(config.train.seed)
     model = build_dit(
         config.model.name,
         **{
             "in_channels": data.recipe.latent.channels,
-            "caption_channels": text.dim,
-            "max_text_tokens": text.max_tokens,
+            "caption_channels": data.text.dim,
+            "max_text_tokens": data.text.max_tokens,
             **config.model.overrides,
         },
     )
@@ -215,20 +222,29 @@ def _resume(engine: Engine, out: Path) -> int:
     return engines.step_of(found[-1])
 
 
-def _sum_over_ranks(value: Tensor) -> float:
-    total = value.clone()
+def _sum_over_ranks(loss: Tensor, count: int) -> tuple[float, int]:
+    """A loss and a count, summed together: float32 counts exactly to 16 million."""
+    total = torch.stack([loss, torch.tensor(float(count), device=loss.device)])
     dist.all_reduce(total)
-    return float(total)
+    total_loss, total_count = total.tolist()
+    return total_loss, int(total_count)
 
 
-def save_trained(folder: Path, model: Any, config: RunConfig, data: TrainingSet, text: TextOrigin) -> None:
+def damaged_so_far(out: Path) -> int:
+    """How many samples a run found damaged, up to the last step that its metrics tell of."""
+    lines = read_metrics(out / "metrics.jsonl")
+    return lines[-1]["damaged"] if lines else 0
+
+
+def save_trained(folder: Path, model: Any, config: RunConfig, data: TrainingSet) -> None:
     """The model as safetensors, with all that sampling needs beside it: recipe, text encoder, steps trained."""
     save_dit(model, folder)
     facts = {
         "steps": config.train.steps,
         "vae": config.recipe.vae,
-        "text": asdict(text),
+        "text": asdict(data.text),
         "timestep_transform": config.train.timestep_transform,
+        "null_caption": config.train.null_caption,
         "recipe": data.recipe.to_dict(),
     }
     publish(folder / "trained.json", (json.dumps(facts, indent=2) + "\n").encode())
@@ -237,29 +253,6 @@ def save_trained(folder: Path, model: Any, config: RunConfig, data: TrainingSet,
 def _trained_steps(out: Path) -> int:
     path = out / "model" / "trained.json"
     return json.loads(path.read_text())["steps"] if path.exists() else 0
-
-
-# What must not change while a run is resumed: the order of the data, the model, and what it is trained on.
-FIXED = (
-    *("recipe", "text.encoder", "text.max_tokens", "text.clean", "model"),
-    *("train.batch", "train.seed", "train.caption_dropout", "train.timestep_transform"),
-    *("train.timesteps", "train.masks", "train.filter"),
-)
-
-
-def _refuse_other_run(config: RunConfig) -> None:
-    """Refuse to continue a run in `train.out` that was another one."""
-    path = config.train.out / "run.json"
-    checkpoints = _checkpoints(config.train.out)
-    if not checkpoints or not path.exists():
-        return
-    engines.refuse_other_ranks(checkpoints[-1], config.train.workers)
-    before, now = json.loads(path.read_text()), json.loads(config.model_dump_json())
-    for dotted in FIXED:
-        section, _, key = dotted.partition(".")
-        found, wanted = (document[section][key] if key else document[section] for document in (before, now))
-        if found != wanted:
-            raise Refused(f"{path}: {dotted} was {found!r}, now {wanted!r}; change it back, or use another train.out")
 
 
 def _check_room(config: RunConfig, resource: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import obstore
 
 from pipeline.location import Location, plain_errors
+from pipeline.scratch import scratch_folder
 from pipeline.storage import in_parallel, while_room
 
 COPY_BYTES = 8 << 20
@@ -157,8 +158,7 @@ def local_copy(path: str) -> Iterator[Path]:
 
 def _downloads() -> Path:
     """The folder of this user's downloads, without those whose process was killed."""
-    folder = Path(tempfile.gettempdir()) / f"latentmill-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = scratch_folder("downloads")
     for left in folder.iterdir():
         with suppress(FileNotFoundError, BlockingIOError), open(left, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

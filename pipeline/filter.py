@@ -7,7 +7,7 @@ value. What is missing (null or NaN) is unknown, as in SQL: what depends on it i
 
 import ast
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache, reduce
 from typing import Any
 
@@ -51,16 +51,21 @@ def names_in(text: str) -> set[str]:
     return {node.id for node in ast.walk(_parse(text)) if isinstance(node, ast.Name)} if text.strip() else set()
 
 
-def matches(text: str, columns: pa.Table) -> np.ndarray:
+def keys_in(extra: pa.ChunkedArray) -> set[str]:
+    """The keys of JSON objects, one a row."""
+    return {key for part in extra.chunks for text in part.unique().to_pylist() for key in json.loads(text or "{}")}
+
+
+def matches(text: str, columns: pa.Table, known: Collection[str] = ()) -> np.ndarray:
     """The rows of a table that a filter matches: (rows,) bool; an empty filter matches all.
 
-    Names are columns of the table, else keys of the JSON objects in its column `extra`. Refused for other names, and
-    where values of different kinds meet.
+    Names are columns of the table, else keys of the JSON objects in its column `extra`. Refused for other names, unless
+    they are `known` to be in rows that this part of a table does not have, and where values of different kinds meet.
     """
     if not text.strip() or not columns.num_rows:
         return np.ones(columns.num_rows, bool)
     try:
-        found = _as(TRUTH, _evaluate(_parse(text), _column_finder(columns)))
+        found = _as(TRUTH, _evaluate(_parse(text), _column_finder(columns, known)))
     except (ValueError, OverflowError) as error:
         raise Refused(f"filter {text!r}: {error}") from error
     if isinstance(found, pa.Scalar):
@@ -149,7 +154,7 @@ def _as(kind: pa.DataType, values: Any) -> Any:
     return pc.call_function("if_else", [pc.call_function("is_nan", [values]), pa.scalar(None, NUMBER), values])
 
 
-def _column_finder(table: pa.Table) -> Callable[[str], Any]:
+def _column_finder(table: pa.Table, elsewhere: Collection[str]) -> Callable[[str], Any]:
     """Name -> its values: a column of the table, or what the objects in its column `extra` hold under that key."""
 
     @cache
@@ -160,9 +165,9 @@ def _column_finder(table: pa.Table) -> Callable[[str], Any]:
             return values.cast(NUMBER, safe=False) if is_number else values  # integers beyond 2^53 are rounded
         extras = table["extra"].to_pylist() if "extra" in table.column_names else []
         found = [json.loads(text or "{}", parse_int=float) for text in extras]
-        if not any(name in one for one in found):
-            known = [*table.column_names, *sorted({key for one in found for key in one})]
-            raise ValueError(f"{name!r} is not known; known are {', '.join(known)}")
+        if name not in elsewhere and not any(name in one for one in found):
+            keys = {key for one in found for key in one}.union(elsewhere).difference(table.column_names)
+            raise ValueError(f"{name!r} is not known; known are {', '.join([*table.column_names, *sorted(keys)])}")
         return Mixed(one.get(name) for one in found)
 
     return column

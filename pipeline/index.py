@@ -53,13 +53,19 @@ def merged_rows(column: Place, shards: Sequence[str], row_type: type) -> pa.Tabl
 
 
 def open_index(index: Place, recipe: Recipe, row_type: type, verb: str) -> pa.Table:
-    """The table of one column; Refused where `verb` has not written it or another recipe made it."""
+    """The table of one column; Refused as by `check_index`."""
+    check_index(index, recipe, verb)
+    return read_table(index, row_type)
+
+
+def check_index(index: Place, recipe: Recipe, verb: str) -> dict[str, str]:
+    """What an index's footer says; Refused where `verb` has not written it or another recipe made it."""
     if not index.exists():
         raise Refused(f"{index}: not found; run `{verb}` first, or set data.cache")
-    found = read_metadata(index)["recipe"]
-    if found != recipe.fingerprint():
+    footer = read_metadata(index)
+    if footer["recipe"] != recipe.fingerprint():
         raise Refused(
-            f"{index}: made by recipe {found[:16]}, the run wants {recipe.fingerprint()[:16]}; "
+            f"{index}: made by recipe {footer['recipe'][:16]}, the run wants {recipe.fingerprint()[:16]}; "
             f"encode again into another data.cache"
         )
-    return read_table(index, row_type)
+    return footer

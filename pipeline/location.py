@@ -40,6 +40,7 @@ PATIENCE: Any = {  # with one request and all that it carries, and with a connec
 KINDS = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 416: PastTheEnd}  # by HTTP status
 STATUS = re.compile(r"status code: (\d{3})")
 READ_BYTES = 1 << 16  # asked for at once where a file is read in pieces: more than the footer of most tables
+_PROCESSES: set[int] = set()  # that asked for a store: this one, and where it was forked those that it comes from
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,13 @@ class Location:
         return replace(self, key=str(key))
 
     def store(self) -> ObjectStore:
-        """The bucket of a remote path."""
+        """The bucket of a remote path. Refused in a process that was forked from one with a client: it would hang."""
+        _PROCESSES.add(os.getpid())
+        if len(_PROCESSES) > 1:
+            raise Refused(
+                f"{self.bucket}: found a forked process, and clients of object stores do not survive a fork; "
+                f'spawn it, as with DataLoader(..., multiprocessing_context="spawn")'
+            )
         return _connect(self.bucket, self.options)
 
     # What a cache asks of its files, under the names of pathlib.Path. For remote ones.
@@ -133,9 +140,9 @@ class Location:
         with plain_errors(self):
             obstore.delete(self.store(), self.key)
 
-    def open(self, mode: Literal["rb"]) -> io.BufferedReader:
-        """To read from, by ranges; FileNotFoundError."""
-        return io.BufferedReader(_Reader(self), READ_BYTES)
+    def open(self, mode: Literal["rb"], buffering: int = READ_BYTES) -> io.BufferedReader:
+        """To read from, by ranges of `buffering` bytes at the least; FileNotFoundError."""
+        return io.BufferedReader(_Reader(self), buffering)
 
 
 Place: TypeAlias = Path | Location  # a local path, or a remote location

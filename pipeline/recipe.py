@@ -14,6 +14,9 @@ from pipeline.storage import publish
 Tail = Literal["drop", "pad", "overlap"]
 Scenes = Literal["content", "adaptive", "off"]
 
+# What decides which clips there are, and not what a latent means.
+CUTTING = ("fps", "buckets", "max_chunks", "tail", "min_chunks", "upscale", "scenes", "scene_threshold", "filter")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -115,6 +118,19 @@ def convertible_recipe(cache: Cache, wanted: Recipe) -> Recipe:
     found = read_recipe(cache)
     if not found.converts_to(wanted):
         check_recipe(cache, wanted)
+    return found
+
+
+def check_mixable(cache: Cache, wanted: Recipe, renormalize: bool) -> Recipe:
+    """The recipe of a cache that is trained on beside one of recipe `wanted`; Refused where its latents are of another
+    kind. Which clips were cut, and at which rates and sizes, may differ; the normalization only with `renormalize`."""
+    found = read_recipe(cache)
+    lines = [line for line in differences(found, wanted) if line.partition(":")[0] not in CUTTING]
+    bridged = all(line.startswith("latent.") for line in lines) and found.latent.converts_to(wanted.latent)
+    if lines and not (bridged and renormalize):
+        bridge = ". That is normalization only: set train.renormalize=true" if bridged else ""
+        told = "; ".join(f"recipe.{line}" for line in lines)
+        raise Refused(f"{cache.root}: cannot be mixed with caches of this recipe: {told}{bridge}")
     return found
 
 

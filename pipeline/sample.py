@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,6 +18,15 @@ def array_bytes(array: np.ndarray) -> bytes:
     """An array as a .npy file; the same array gives the same bytes."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+@lru_cache(maxsize=1024)
+def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """What `array_bytes` puts before the values of such an array."""
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, described)
     return buffer.getvalue()
 
 

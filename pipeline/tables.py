@@ -1,6 +1,6 @@
 """Records <-> Parquet. A table's columns are the fields of one record type, in their order."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from operator import attrgetter
@@ -62,16 +62,33 @@ def write_table(path: Place, table: pa.Table, replace: bool = True) -> None:
     publish(path, lambda file: pq.write_table(table, file, write_page_checksum=True), replace)
 
 
-def read_table(path: Place, record_type: type) -> pa.Table:
-    """Read a Parquet file that `write_records` wrote; Refused where its columns are not the record's, or damaged."""
-    with path.open("rb") as file, _parsing(path):
-        table = pq.read_table(file, page_checksum_verification=True)
-        found, want = table.schema, schema_of(record_type)
+def read_table(path: Place, record_type: type, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file that `write_records` wrote, or some of its columns, in any order; Refused where its columns
+    are not the record's, or damaged."""
+    [table] = _read_parts(path, record_type, lambda file: [file.read(columns)])
+    return table
+
+
+def read_parts(path: Place, record_type: type, columns: Sequence[str], num_rows: int) -> Iterator[pa.Table]:
+    """As `read_table`, but so many rows at a time, whatever the groups they were written in."""
+
+    def read(file: pq.ParquetFile) -> Iterator[pa.Table]:
+        return (pa.Table.from_batches([part]) for part in file.iter_batches(num_rows, columns=columns))
+
+    return _read_parts(path, record_type, read)
+
+
+def _read_parts(
+    path: Place, record_type: type, read: Callable[[pq.ParquetFile], Iterable[pa.Table]]
+) -> Iterator[pa.Table]:
+    with path.open("rb") as opened, _parsing(path):
+        file = pq.ParquetFile(opened, page_checksum_verification=True)
+        found, want = file.schema_arrow, schema_of(record_type)
         if found.names != want.names:
             raise Unreadable(f"{path}: found columns {found.names}, wanted {want.names}; written by another version?")
-    if found.types != want.types:
-        raise _unreadable(path, f"found columns of {found.types}, wanted {want.types}")
-    return table
+        if found.types != want.types:
+            raise _unreadable(path, f"found columns of {found.types}, wanted {want.types}")
+        yield from read(file)
 
 
 def read_records(paths: Sequence[Place], record_type: type[Record]) -> list[Record]:

@@ -10,19 +10,22 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from hypothesis import settings
 
 from cluster import runtime
 from jobs.config import RunConfig
+from jobs.configured import configured_recipe
 from jobs.encode import encode
 from jobs.plan import plan
 from jobs.run_toml import load_config
 from jobs.scan import scan
 from jobs.shapes import make_shapes
 from jobs.text import text
-from jobs.train import train
+from jobs.train import train, train_worker
 from pipeline.location import Place
 from tests.object_store import CREDENTIALS
+from tests.shards import local
 
 settings.register_profile("busy machine", deadline=None)  # how long an example takes is not what is tested
 settings.load_profile("busy machine")
@@ -32,7 +35,7 @@ TRAIN_OVERRIDES = [
     "model.overrides={depth = 1, hidden_size = 32, num_heads = 2}",
     "train.batch=4",
     "train.workers=2",
-    "train.loader_workers=0",
+    "train.loader_threads=0",
     "train.precision=fp32",
     "train.warmup_steps=1",
     "train.lr=1e-2",
@@ -49,6 +52,7 @@ def local_ray() -> Iterator[None]:
     deny_what_only_root_may()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(FAULTS), prepend=os.pathsep)
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how soon the end is seen
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
         runtime.connect(num_cpus=4)
@@ -103,6 +107,15 @@ def cached(local_ray: None, shapes: Path, tmp_path_factory: pytest.TempPathFacto
     return config
 
 
+def before_encoding(cached: RunConfig, root: Path) -> RunConfig:
+    """A copy of the shared cache below `root`, as it was before `encode`."""
+    source, cache = local(cached.cache.root), root / "cache"
+    for part in ("manifest", "plan"):
+        shutil.copytree(source / part, cache / part)
+    shutil.copy(source / "recipe.json", cache)
+    return cached.model_copy(update={"data": cached.data.model_copy(update={"cache": str(cache)})})
+
+
 @pytest.fixture(scope="session")
 def trained(cached: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """Eight steps on the cache with ZeRO-2 on two workers, and a checkpoint after the fourth."""
@@ -111,6 +124,26 @@ def trained(cached: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> RunC
     config = cached.model_copy(update={"train": settings})
     train(config)
     return config
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """This process is the only rank of a group; once for all, for DeepSpeed does not outlive the end of one."""
+    meet = tmp_path_factory.mktemp("alone") / "meet"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=0, world_size=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")  # as Ray Train sets it; DeepSpeed asks for it
+        yield
+    torch.distributed.destroy_process_group()
+
+
+def train_here(config: RunConfig) -> None:
+    """The training loop as `train` starts it, in this process."""
+    threads = torch.get_num_threads()
+    try:
+        train_worker({"config": config, "recipe": configured_recipe(config)})
+    finally:
+        torch.set_num_threads(threads)
 
 
 def digests(folder: Place) -> dict[str, str]:

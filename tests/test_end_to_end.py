@@ -18,13 +18,12 @@ from jobs.config import RunConfig
 from jobs.encode import encode
 from jobs.mp4 import write_mp4
 from jobs.plan import plan
-from jobs.scan import scan
 from jobs.text import text
 from jobs.train import train
 from pipeline.cache import sidecar_path, tar_path
 from pipeline.errors import Refused
 from pipeline.quarantine import read_quarantine
-from tests.conftest import CACHE_OVERRIDES, cache_config, digests, fill_cache
+from tests.conftest import CACHE_OVERRIDES, before_encoding, cache_config, digests, fill_cache
 from tests.shards import local
 
 
@@ -86,12 +85,10 @@ def test_a_deleted_shard_comes_back_the_same(cached: RunConfig, tmp_path: Path) 
     assert digests(root) == before
 
 
-def test_kill_minus_nine_while_encoding_costs_nothing_but_time(cached: RunConfig, shapes: Path, tmp_path: Path) -> None:
+def test_kill_minus_nine_while_encoding_costs_nothing_but_time(cached: RunConfig, tmp_path: Path) -> None:
     shards = len(list(local(cached.cache.latents).rglob("*.parquet")))
     for attempt in range(5):  # a machine that stalls may finish the job before it is killed
-        config = cache_config(shapes, tmp_path / str(attempt))
-        scan(config)
-        plan(config)
+        config = before_encoding(cached, tmp_path / str(attempt))
         signal_after_the_first_shard(config, signal.SIGKILL)
         if len(list(local(config.cache.latents).rglob("*.parquet"))) < shards:
             break
@@ -121,11 +118,9 @@ def signal_after_the_first_shard(config: RunConfig, what: signal.Signals) -> tup
     return process.returncode, told.read_text()
 
 
-def test_ctrl_c_is_told_and_the_same_command_goes_on(cached: RunConfig, shapes: Path, tmp_path: Path) -> None:
+def test_ctrl_c_is_told_and_the_same_command_goes_on(cached: RunConfig, tmp_path: Path) -> None:
     for attempt in range(5):  # as above
-        config = cache_config(shapes, tmp_path / str(attempt))
-        scan(config)
-        plan(config)
+        config = before_encoding(cached, tmp_path / str(attempt))
         code, told = signal_after_the_first_shard(config, signal.SIGINT)
         if code:
             break

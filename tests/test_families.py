@@ -12,9 +12,8 @@ from jobs.encode import encode
 from jobs.mp4 import read_mp4
 from jobs.sample import sample
 from jobs.shapes import make_shapes
-from jobs.train import train
 from tests.checkpoints import FAMILIES, publish
-from tests.conftest import cache_config, digests, fill_cache
+from tests.conftest import cache_config, digests, fill_cache, train_here
 from tests.shards import local
 
 # What differs from the defaults of the tests; a family that is not here takes them as they are.
@@ -41,7 +40,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "family", [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 )
-def test_a_family_goes_the_whole_way(local_ray: None, few: Path, tmp_path: Path, family: str) -> None:
+def test_a_family_goes_the_whole_way(local_ray: None, alone: None, few: Path, tmp_path: Path, family: str) -> None:
     knobs = [f"{name}={value}" for name, value in publish(family, tmp_path / "vae").items()]
     short = ["train.steps=2", "train.workers=1", "train.batch=2", "sample.num_prompts=1", "sample.steps=2"]
     gate = "encode.min_psnr=0"  # random weights bring nothing back
@@ -59,7 +58,7 @@ def test_a_family_goes_the_whole_way(local_ray: None, few: Path, tmp_path: Path,
     encode(config)
     assert digests(config.cache.root) == before  # the noise of the posterior too is a function of recipe, clip, chunk
 
-    train(config)
+    train_here(config)
     assert json.loads((config.train.out / "model" / "trained.json").read_text())["steps"] == 2
     sample(config)
     (video,) = (config.train.out / "samples").glob("*.mp4")

@@ -26,15 +26,21 @@ from jobs.stats import stats
 from jobs.text import text
 from jobs.train import train
 from jobs.verify import verify
-from pipeline.cache import Cache
+from pipeline.batch_reader import Batch
+from pipeline.cache import Cache, tar_path
 from pipeline.errors import Refused
 from pipeline.index import merge_index
-from pipeline.loader import Batch, load_batches, open_training_set
+from pipeline.lengths import whole
+from pipeline.loader import load_batches
 from pipeline.location import place_of
 from pipeline.recipe import bind_recipe, read_recipe
-from pipeline.records import TextSample
+from pipeline.records import Sample, TextSample
 from pipeline.schedule import Schedule
+from pipeline.scratch import scratch_folder
 from pipeline.shard import Packed, committed_footer
+from pipeline.shard_cache import ShardCache
+from pipeline.tables import read_records
+from pipeline.training_set import open_training_set
 from tests.conftest import cache_config, digests
 from tests.object_store import Bucket, Request, SlowDown, serve_bucket
 from tests.shards import write_shard
@@ -69,7 +75,7 @@ def bucket(local_ray: None) -> Iterator[Bucket]:
 
 
 def remote_config(bucket: Bucket, folder: str, shapes: Path, root: Path) -> RunConfig:
-    small = ["train.steps=2", "train.workers=1", "train.loader_workers=2", "sample.num_prompts=1", "sample.steps=1"]
+    small = ["train.steps=2", "train.workers=1", "train.loader_threads=2", "sample.num_prompts=1", "sample.steps=1"]
     return cache_config(shapes, root, f"data.cache={bucket.uri(folder)}", *small)
 
 
@@ -109,33 +115,55 @@ def test_every_verb_works_with_it(filled: Filled, name: str) -> None:
     filled.bucket.door.requests.clear()
     assert not VERBS[name](filled.config)
     assert filled.bucket.asked()
+    if name == "train":  # what it reads stays on this machine, by default
+        shards = {row.shard for row in read_records([filled.config.cache.index], Sample)}
+        kept = ShardCache(scratch_folder("shards"), 0)
+        assert any(kept.read(tar_path(filled.config.cache.latents, shard), 0, [bytearray(1)]) for shard in shards)
     if name in FILLING:  # done already
         assert not [one.key for one in filled.bucket.asked("PUT") if one.key.endswith((".tar", "index.parquet"))]
 
 
-def batches(config: RunConfig, workers: int) -> list[Batch]:
+def batches(config: RunConfig, num_threads: int, shard_cache: ShardCache | None = None) -> list[Batch]:
     data = open_training_set(config.cache, configured_recipe(config), config.text.encoder)
-    schedule = Schedule(data.samples, 3, seed=0)
-    return list(load_batches(data, schedule, range(schedule.steps_per_epoch), 0, 1, workers))
+    schedule = Schedule(data.schedule_rows(), lambda kind: whole(kind, 3), seed=0)
+    return list(load_batches(data, schedule, range(schedule.num_steps(0)), 0, 1, num_threads, shard_cache))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_training_reads_the_same_batches_and_only_what_it_needs(
-    filled: Filled, cached: RunConfig, workers: int
-) -> None:
-    filled.bucket.door.requests.clear()
-    found, wanted = batches(filled.config, workers), batches(cached, 0)
-    assert not multiprocessing.active_children()  # the client does not survive a fork
+def assert_same(found: list[Batch], wanted: list[Batch]) -> None:
     assert [one.keys for one in found] == [one.keys for one in wanted]
     for one, other in zip(found, wanted):
         assert torch.equal(one.latents, other.latents) and torch.equal(one.text, other.text)
-    read = [one for one in filled.bucket.asked("GET") if one.key.endswith(".tar")]
+
+
+def asked_tars(bucket: Bucket) -> list[Request]:
+    return [one for one in bucket.asked("GET") if one.key.endswith(".tar")]
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_training_reads_the_same_batches_and_only_what_it_needs(
+    filled: Filled, cached: RunConfig, num_threads: int
+) -> None:
+    filled.bucket.door.requests.clear()
+    found = batches(filled.config, num_threads)
+    assert not multiprocessing.active_children()  # the client does not survive a fork
+    assert_same(found, batches(cached, 0))
+    read = asked_tars(filled.bucket)
     assert len(read) == 2 * sum(len(one.keys) for one in found) and all("range" in one.headers for one in read)
+
+
+def test_training_asks_for_a_member_once(filled: Filled, cached: RunConfig, tmp_path: Path) -> None:
+    filled.bucket.door.requests.clear()
+    keys = [key for batch in batches(filled.config, 2, ShardCache(tmp_path, 2**40)) for key in batch.keys]
+    first = len(asked_tars(filled.bucket))
+    assert 2 * len(set(keys)) <= first <= 2 * len(keys)  # fillers may be asked for while the first is on its way
+    assert_same(batches(filled.config, 2, ShardCache(tmp_path, 2**40)), batches(cached, 0))
+    assert len(asked_tars(filled.bucket)) == first
 
 
 def test_a_loader_that_is_left_early_ends(filled: Filled) -> None:
     data = open_training_set(filled.config.cache, configured_recipe(filled.config), "bytes")
-    loading = load_batches(data, Schedule(data.samples, 2, seed=0), range(10**6), 0, 1, 3)
+    schedule = Schedule(data.schedule_rows(), lambda kind: whole(kind, 2), seed=0)
+    loading = load_batches(data, schedule, range(10**6), 0, 1, 3)
     next(loading)
     loading.close()  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from models.diffusion.masks import draw_mask
@@ -54,6 +56,30 @@ def posterior_sample(mean: Tensor, std: Tensor | None, noise: Tensor | None) -> 
     if std is None or noise is None:
         return mean.float()
     return mean.float() + std.float() * noise.to(mean.device)
+
+
+def drop_captions(
+    text: Tensor, text_mask: Tensor, dropped: Tensor, null: Tensor, null_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Captions (B, L, dim) and their mask (B, L) -> the same, with the null caption for those `dropped`, (B,) bool.
+
+    `null` (N, dim) has its own mask (N,), and captions are padded where it is longer. Without `null_mask` it is cut to
+    L and keeps the mask of the caption that it stands for, as in Open-Sora; ValueError where it is too short for that.
+    """
+    length = text.shape[1]
+    if null_mask is None:
+        if len(null) < length:
+            raise ValueError(
+                f"the null caption has {len(null)} tokens, captions {length}: raise max_text_tokens, or give its mask"
+            )
+        null, null_mask = null[:length], text_mask
+    most = max(length, len(null))
+    text, null = (F.pad(one, (0, 0, 0, most - one.shape[-2])) for one in (text, null.to(text)))  # with zeros
+    text_mask, null_mask = (F.pad(one, (0, most - one.shape[-1])) for one in (text_mask, null_mask))  # with False
+    return (
+        torch.where(rearrange(dropped, "b -> b 1 1"), null, text),
+        torch.where(rearrange(dropped, "b -> b 1"), null_mask, text_mask),
+    )
 
 
 def generator(seed: int, step: int, position: int) -> torch.Generator:

@@ -66,7 +66,7 @@ def test_an_exception_of_the_work_itself_is_raised(local_ray: None, tmp_path: Pa
         list(share_out(start(tmp_path), 2, range(4)))
 
 
-@ray.remote(num_cpus=0, max_concurrency=IN_FLIGHT)
+@ray.remote(num_cpus=0.1)
 class Overlapping:
     """Ends item 0 only when it was given item 1."""
 
@@ -81,13 +81,13 @@ class Overlapping:
 
 def test_a_worker_is_given_its_next_item_before_it_is_done(local_ray: None) -> None:
     worker: Any = Overlapping
-    done = dict(share_out(worker.remote, 1, range(4)))
+    done = dict(share_out(worker.options(max_concurrency=IN_FLIGHT).remote, 1, range(4)))
     assert [turn for turn, _ in (done[item] for item in range(4))] == [0, 1, 2, 3]
 
 
 def test_no_worker_gets_a_second_item_while_another_has_none(local_ray: None) -> None:
     worker: Any = Overlapping
-    done = dict(share_out(worker.remote, 3, [1, 2, 3]))
+    done = dict(share_out(worker.options(max_concurrency=IN_FLIGHT).remote, 3, [1, 2, 3]))
     assert len({process for _, process in done.values()}) == 3
 
 

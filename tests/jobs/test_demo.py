@@ -10,7 +10,7 @@ from pipeline.quarantine import read_quarantine
 from tests.conftest import TRAIN_OVERRIDES
 from tests.test_end_to_end import moving_bar
 
-QUICK = [*TRAIN_OVERRIDES, "train.steps=2", "sample.steps=2", "sample.num_prompts=2"]
+QUICK = [*TRAIN_OVERRIDES, "train.workers=1", "train.steps=2", "sample.steps=2", "sample.num_prompts=2"]
 
 
 def test_a_folder_of_ones_own_goes_all_the_way(local_ray: None, tmp_path: Path, capsys) -> None:

@@ -1,6 +1,5 @@
 """A VAE that is given the wrong pixels stops the run in its first shard; values that are none cost one video."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from pipeline.sample import read_array
 from pipeline.shard import Member
 from pipeline.tables import read_records
 from pipeline.tar_reader import TarReader
-from tests.conftest import cache_config, digests
+from tests.conftest import before_encoding, cache_config, digests
 from tests.test_end_to_end import moving_bar
 
 Spoil = Callable[[VideoVAE], None]  # what is done to an encoder's VAE, or in its process
@@ -75,11 +74,7 @@ def make_bright_chunks_overflow() -> Spoil:
 
 @pytest.fixture
 def planned(cached: RunConfig, tmp_path: Path) -> RunConfig:
-    """The shared cache as it was before `encode`."""
-    for part in ("manifest", "plan"):
-        shutil.copytree(Path(cached.data.cache, part), tmp_path / "cache" / part)
-    shutil.copy(Path(cached.data.cache, "recipe.json"), tmp_path / "cache")
-    return cached.model_copy(update={"data": cached.data.model_copy(update={"cache": str(tmp_path / "cache")})})
+    return before_encoding(cached, tmp_path)
 
 
 @pytest.mark.parametrize(

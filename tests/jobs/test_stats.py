@@ -16,14 +16,16 @@ from jobs.run_toml import load_config
 from jobs.stats import stats
 from pipeline.cache import Cache, sidecar_path, tar_path
 from pipeline.errors import Refused
-from pipeline.loader import load_batches, open_training_set
-from pipeline.recipe import convertible_recipe, read_recipe
+from pipeline.lengths import whole
+from pipeline.loader import load_batches
+from pipeline.recipe import read_recipe
 from pipeline.records import Sample
 from pipeline.sample import read_array
 from pipeline.schedule import Schedule
 from pipeline.shard import Member
 from pipeline.tables import read_records
 from pipeline.tar_reader import TarReader
+from pipeline.training_set import open_training_set
 from tests.conftest import cache_config
 from tests.object_store import serve_bucket
 
@@ -58,9 +60,9 @@ def pasted_words(printed: str) -> list[str]:
 def batch_values(config: RunConfig) -> Iterator[np.ndarray]:
     """The latents of each clip (c, values) as training reads them, each clip once."""
     recipe = configured_recipe(config)
-    stored = convertible_recipe(config.cache, recipe)
-    data = open_training_set(config.cache, recipe, config.text.encoder, stored)
-    for batch in load_batches(data, Schedule(data.samples, 1, 0), range(data.samples.num_rows), 0, 1, 0):
+    data = open_training_set(config.cache, recipe, config.text.encoder, renormalize=True)
+    schedule = Schedule(data.schedule_rows(), lambda kind: whole(kind, 1), 0)
+    for batch in load_batches(data, schedule, range(data.num_clips), 0, 1, 0):
         [latents] = batch.latents.double().numpy()
         yield latents.reshape(len(latents), -1)
 

@@ -15,16 +15,17 @@ from jobs.sample import sample
 from jobs.text import text
 from jobs.train import train
 from models.text import load_text_encoder
+from pipeline.batch_reader import BatchReader
 from pipeline.errors import Refused
-from pipeline.loader import ClipReader, open_training_set
 from pipeline.recipe import read_recipe
 from pipeline.records import TextSample, Video
 from pipeline.sample import read_array
 from pipeline.schedule import Slot
 from pipeline.tables import read_metadata, read_records, write_records
 from pipeline.text_column import read_text_origin
+from pipeline.training_set import open_training_set
 from tests.checkpoints import publish_t5
-from tests.conftest import digests
+from tests.conftest import digests, train_here
 from tests.shards import local
 
 
@@ -52,8 +53,10 @@ def test_the_column_holds_t5s_embeddings_and_says_what_made_it(t5_config: RunCon
     encoder = load_text_encoder("t5", t5_config.text.path, origin.settings)
     assert encoder.fingerprint() == origin.fingerprint
     data = open_training_set(t5_config.cache, read_recipe(t5_config.cache), "t5")
-    _, _, tokens = ClipReader(data)[Slot(0, 1.0, 0)]
-    np.testing.assert_allclose(tokens, encoder.encode([data.texts["caption"][0].as_py()])[0], atol=2e-3)
+    num_chunks = int(data.rows(np.array([0]))["num_chunks"][0])
+    [tokens] = BatchReader(data).__getitems__([Slot(0, 0, num_chunks, 1.0, 0)]).text.numpy()
+    [first, *_] = read_records([t5_config.cache.text_index("t5")], TextSample)
+    np.testing.assert_allclose(tokens, encoder.encode([first.caption])[0], atol=2e-3)
 
 
 def test_text_that_is_current_is_left_alone(t5_config: RunConfig) -> None:
@@ -64,8 +67,8 @@ def test_text_that_is_current_is_left_alone(t5_config: RunConfig) -> None:
     assert [path.stat().st_mtime_ns for path in files] == times
 
 
-def test_a_model_is_trained_on_it_and_sampled_with_it(t5_config: RunConfig) -> None:
-    train(t5_config)
+def test_a_model_is_trained_on_it_and_sampled_with_it(alone: None, t5_config: RunConfig) -> None:
+    train_here(t5_config)
     trained = json.loads((t5_config.train.out / "model" / "trained.json").read_text())
     assert trained["text"]["name"] == "t5" and trained["text"]["clean"] is False
     sample(t5_config)

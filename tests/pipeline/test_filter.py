@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import Refused
-from pipeline.filter import check_filter, matches, names_in
+from pipeline.filter import check_filter, keys_in, matches, names_in
 
 TABLE = pa.table(
     {
@@ -156,6 +156,16 @@ def test_without_rows_nothing_matches_and_no_name_is_missed() -> None:
 
 def test_a_column_goes_before_a_key_of_the_same_name() -> None:
     assert matches("a == 1", pa.table({"a": [1, 2], "extra": ['{"a": 2}', '{"a": 1}']})).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("text", ["aesthetic > 5", "flag", "source in ('web', 7) or chunks > 3", "not flag or static"])
+def test_a_table_matches_as_its_parts_do_where_its_keys_are_known(text: str) -> None:
+    known = keys_in(TABLE["extra"])
+    assert known == {"aesthetic", "source", "empty", "tags", "flag"}
+    parts = [bool(matches(text, TABLE.slice(row, 1), known)[0]) for row in range(4)]
+    assert parts == matches(text, TABLE).tolist()
+    with pytest.raises(Refused, match="'quality' is not known; known are .*aesthetic, empty, flag, source, tags"):
+        matches("quality > 1", TABLE.slice(3, 1), known)
 
 
 def test_an_empty_extra_is_an_object_without_keys() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from models.vae import load_vae
 from pipeline.errors import Refused
-from pipeline.index import merge_index, open_index
+from pipeline.index import check_index, merge_index, open_index
 from pipeline.recipe import Recipe
 from pipeline.shard import Packed
 from tests.shards import write_shard
@@ -75,6 +75,17 @@ def test_a_foreign_index_is_refused(tmp_path: Path) -> None:
     found, wanted = OTHER.fingerprint()[:16], RECIPE.fingerprint()[:16]
     with pytest.raises(Refused, match=f"made by recipe {found}, the run wants {wanted}"):
         open_index(tmp_path / "i", RECIPE, Row, "encode")
+    with pytest.raises(Refused, match=f"made by recipe {found}, the run wants {wanted}"):
+        check_index(tmp_path / "i", RECIPE, "encode")
+
+
+def test_its_footer_tells_one_state_from_another(tmp_path: Path) -> None:
+    told = []
+    for content in ("ab", "cd", "ab"):
+        write(tmp_path, "a", content)
+        merge_index(tmp_path / "i", tmp_path, ["a"], Row)
+        told.append(check_index(tmp_path / "i", RECIPE, "encode")["shards_sha256"])
+    assert told[0] == told[2] != told[1]
 
 
 def test_a_missing_index_says_which_verb_writes_it(tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ import pytest
 from models.vae import load_vae
 from pipeline.cache import Cache
 from pipeline.errors import Refused
-from pipeline.recipe import Recipe, bind_recipe, check_recipe, convertible_recipe, differences, read_recipe
+from pipeline.recipe import (
+    CUTTING,
+    Recipe,
+    bind_recipe,
+    check_mixable,
+    check_recipe,
+    convertible_recipe,
+    differences,
+    read_recipe,
+)
 
 RECIPE = Recipe(load_vae("dct").spec, fps=24.0, buckets=((64, 64), (64, 96)), max_chunks=3, tail="drop")
 CHANGES = {
@@ -125,3 +134,32 @@ def test_nothing_else_can_be_converted(tmp_path: Path, other: Recipe) -> None:
     with pytest.raises(Refused, match="was made by another recipe") as refused:
         convertible_recipe(Cache(tmp_path), other)
     assert "renormalize" not in str(refused.value)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Recipe) if field.name != "latent"])
+def test_caches_mix_where_only_the_cutting_of_clips_differs(tmp_path: Path, field: str) -> None:
+    bind_recipe(Cache(tmp_path), changed(field))
+    if field in CUTTING:
+        assert check_mixable(Cache(tmp_path), RECIPE, renormalize=False) == changed(field)
+        return
+    for renormalize in (False, True):
+        with pytest.raises(Refused, match=rf"cannot be mixed with .*: recipe\.{field}: found [^;]*$") as refused:
+            check_mixable(Cache(tmp_path), RECIPE, renormalize)
+        assert "renormalize" not in str(refused.value)
+
+
+def test_caches_of_another_normalization_mix_where_that_is_converted(tmp_path: Path) -> None:
+    found = replace(NORMALIZED_ANEW, fps=12.0)
+    bind_recipe(Cache(tmp_path), found)
+    with pytest.raises(Refused, match=r"recipe\.latent\.scaling_factor: .*set train\.renormalize=true") as refused:
+        check_mixable(Cache(tmp_path), RECIPE, renormalize=False)
+    assert "fps" not in str(refused.value)
+    assert check_mixable(Cache(tmp_path), RECIPE, renormalize=True) == found
+
+
+def test_sizes_that_only_the_other_vae_divides_are_no_matter(tmp_path: Path) -> None:
+    """What is refused is the VAE, by name."""
+    coarse = replace(RECIPE, latent=replace(RECIPE.latent, stride=(4, 32, 32)), buckets=((64, 96),))
+    bind_recipe(Cache(tmp_path), replace(RECIPE, buckets=((72, 64),)))
+    with pytest.raises(Refused, match=r"recipe\.latent\.stride: found \[4, 8, 8\], wanted \[4, 32, 32\]"):
+        check_mixable(Cache(tmp_path), coarse, renormalize=True)

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import Refused
-from pipeline.tables import Unreadable, read_metadata, read_records, read_table, write_records
+from pipeline.tables import Unreadable, read_metadata, read_parts, read_records, read_table, table_of, write_records
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,28 @@ def test_no_records_make_a_table_with_the_right_columns(tmp_path: Path) -> None:
     assert read_table(tmp_path / "none", Fruit).schema.names == ["name", "weight_g", "count"]
 
 
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 7, 8])
+def test_a_table_is_read_in_parts_whatever_groups_it_was_written_in(tmp_path: Path, num_rows: int) -> None:
+    fruits = [Fruit(str(number), number / 2, number) for number in range(7)]
+    pq.write_table(table_of(Fruit, fruits), tmp_path / "fruit", row_group_size=3)
+    parts = list(read_parts(tmp_path / "fruit", Fruit, ["count", "name"], num_rows))
+    assert [part.num_rows for part in parts] == [len(fruits[at : at + num_rows]) for at in range(0, 7, num_rows)]
+    assert all(set(part.column_names) == {"name", "count"} for part in parts)
+    rows = [(row["name"], row["count"]) for part in parts for row in part.to_pylist()]
+    assert rows == [(fruit.name, fruit.count) for fruit in fruits]
+
+
+def test_no_rows_are_no_parts(tmp_path: Path) -> None:
+    write_records(tmp_path / "none", Fruit, [])
+    assert list(read_parts(tmp_path / "none", Fruit, ["name"], 5)) == []
+
+
+def test_some_columns_are_read_without_the_others(tmp_path: Path) -> None:
+    write_records(tmp_path / "fruit", Fruit, FRUITS)
+    table = read_table(tmp_path / "fruit", Fruit, ["count"])
+    assert table.to_pydict() == {"count": [fruit.count for fruit in FRUITS]}
+
+
 def test_metadata_travels_with_the_table(tmp_path: Path) -> None:
     write_records(tmp_path / "fruit", Fruit, FRUITS, {"recipe": "jam", "générations": "12"})
     assert read_metadata(tmp_path / "fruit") == {"recipe": "jam", "générations": "12"}
@@ -71,8 +94,9 @@ def test_a_damaged_value_is_refused_not_read(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "fruit").read_bytes())
     content[content.index(b"pear")] ^= 1
     (tmp_path / "fruit").write_bytes(content)
-    with pytest.raises(Unreadable, match=r"fruit: no table, or a damaged one: .*; restore it"):
-        read_records([tmp_path / "fruit"], Fruit)
+    for read in (lambda path: read_records([path], Fruit), lambda path: list(read_parts(path, Fruit, ["name"], 2))):
+        with pytest.raises(Unreadable, match=r"fruit: no table, or a damaged one: .*; restore it"):
+            read(tmp_path / "fruit")
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"name,weight_g\n", bytes(1000)])

@@ -1,9 +1,15 @@
 """Random numbers belong to (seed, step, position), so that they do not change with the number of ranks."""
 
+from dataclasses import fields
+
+import numpy as np
 import pytest
 import torch
 
-from models.diffusion.draws import Draws, draw, posterior_sample
+from models.diffusion.draws import Draws, draw, drop_captions, posterior_sample
+from models.diffusion.rectified_flow import TimestepMethod
+from pipeline.lengths import Bucket, whole
+from pipeline.schedule import Rows, Schedule, rank_slots
 
 SHAPE = (2, 5, 3, 4)
 
@@ -12,12 +18,19 @@ def parts(drawn: Draws) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return drawn.noise, drawn.timesteps, drawn.drop_caption
 
 
-@pytest.mark.parametrize("shares", [[[0, 1, 2, 3, 4, 5]], [[0, 1, 2], [3, 4, 5]], [[0], [1, 2, 3, 4], [5]]])
-def test_any_split_over_ranks_draws_the_same(shares: list[list[int]]) -> None:
-    whole = parts(draw(7, 11, list(range(6)), SHAPE, 0.5))
-    split = [parts(draw(7, 11, share, SHAPE, 0.5)) for share in shares]
-    for name, wanted in enumerate(whole):
-        assert torch.equal(torch.cat([share[name] for share in split]), wanted)
+@pytest.mark.parametrize("timesteps", ["logit-normal", "uniform", "discrete"])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 5, 8])
+def test_any_number_of_ranks_draws_the_same(num_ranks: int, timesteps: TimestepMethod) -> None:
+    def all_of(positions: list[int]) -> Draws:
+        return draw(7, 11, positions, SHAPE, 0.5, posterior=True, masks={"random": 0.5}, timesteps=timesteps)
+
+    rows = Rows(np.array([20]), (Bucket(64, 64, 17, 1),), np.zeros(20, np.uint16))
+    batch = Schedule(rows, lambda kind: whole(kind, 6), seed=7).batch(1, 2)
+    shares = [[slot.position for slot in rank_slots(batch, rank, num_ranks)] for rank in range(num_ranks)]
+    together, split = all_of(list(range(6))), [all_of(share) for share in shares]
+    for field in fields(Draws):
+        found = torch.cat([getattr(share, field.name) for share in split])
+        assert torch.equal(found[:6], getattr(together, field.name))  # fillers are last
 
 
 def test_positions_are_drawn_by_number_not_by_order() -> None:
@@ -114,3 +127,33 @@ def test_masks_are_drawn_last_and_only_when_asked() -> None:
 def test_timesteps_are_drawn_as_asked() -> None:
     discrete = draw(3, 5, list(range(50)), SHAPE, 0.5, timesteps="discrete").timesteps
     assert torch.equal(discrete, discrete.round()) and discrete.max() < 1000
+
+
+TEXT = torch.arange(1.0, 25).unflatten(0, (2, 4, 3))  # (B, L, dim)
+TEXT_MASK = torch.tensor([[True, True, True, False], [True, False, False, False]])
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 4, 6])
+def test_a_dropped_caption_becomes_the_null_caption_with_its_own_mask(num_tokens: int) -> None:
+    null, mask = -torch.ones(num_tokens, 3, dtype=torch.float16), torch.ones(num_tokens, dtype=torch.bool)
+    text, text_mask = drop_captions(TEXT, TEXT_MASK, torch.tensor([False, True]), null, mask)
+    assert text.dtype == TEXT.dtype and text.shape == (2, max(4, num_tokens), 3)
+    assert torch.equal(text[0, :4], TEXT[0]) and torch.equal(text_mask[0, :4], TEXT_MASK[0])
+    assert not text[0, 4:].any() and not text_mask[0, 4:].any()
+    assert (text[1, :num_tokens] == -1).all() and not text[1, num_tokens:].any()
+    assert text_mask[1].tolist() == [place < num_tokens for place in range(max(4, num_tokens))]
+
+
+def test_a_null_caption_without_a_mask_keeps_that_of_the_caption() -> None:
+    null = -torch.arange(1.0, 19).unflatten(0, (6, 3))
+    text, text_mask = drop_captions(TEXT, TEXT_MASK, torch.tensor([True, False]), null)
+    assert torch.equal(text, torch.stack([null[:4], TEXT[1]])) and torch.equal(text_mask, TEXT_MASK)
+    with pytest.raises(ValueError, match="the null caption has 3 tokens, captions 4: raise max_text_tokens"):
+        drop_captions(TEXT, TEXT_MASK, torch.tensor([True, False]), null[:3])
+
+
+def test_captions_that_are_not_dropped_stay_as_they_are() -> None:
+    text, text_mask = drop_captions(
+        TEXT, TEXT_MASK, torch.zeros(2, dtype=torch.bool), torch.ones(1, 3), torch.ones(1) > 0
+    )
+    assert torch.equal(text, TEXT) and torch.equal(text_mask, TEXT_MASK)
