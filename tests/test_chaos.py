@@ -52,8 +52,7 @@ SCENES = {
     "text with an edited caption": Scene("text", "to be captioned again"),
 }
 USUAL = {("store", "encode a mended video")} | {
-    ("disk", name)
-    for name in ("plan", "plan a next generation", "encode without a bad video", "text with an edited caption")
+    ("disk", name) for name in ("plan", "encode without a bad video", "text with an edited caption")
 }
 
 
