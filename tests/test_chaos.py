@@ -187,6 +187,7 @@ def test_killed_before_any_of_its_effects_the_same_command_gives_the_same_bytes(
         at_every_effect(undisturbed.effects, dies)
 
 
+@pytest.mark.slow  # two writers of one shard race in tests/pipeline/test_shard.py
 def test_stopped_before_any_of_its_effects_and_taken_for_dead_it_disturbs_nothing_when_it_goes_on(
     caches: dict[str, Path], videos: Path, tmp_path: Path
 ) -> None:

@@ -144,6 +144,7 @@ def test_new_videos_go_to_a_new_generation_and_leave_the_old_one_alone(local_ray
     assert pq.read_table(config.cache.index).num_rows == 3
 
 
+@pytest.mark.slow  # what it costs is counted in test_minimal_work.py
 def test_an_edited_caption_touches_text_alone(local_ray: None, tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     for seed in range(6):

@@ -25,10 +25,6 @@ KNOBS = {
 }
 
 
-# The others go the same way, and what differs between them is tested by itself.
-DEFAULT = ("sd",)
-
-
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table of three captioned clips."""
@@ -37,9 +33,8 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "captions.csv"
 
 
-@pytest.mark.parametrize(
-    "family", [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
-)
+@pytest.mark.slow  # what differs between them is tested by itself, and tests/test_doors.py encodes with one of them
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_goes_the_whole_way(local_ray: None, alone: None, few: Path, tmp_path: Path, family: str) -> None:
     knobs = [f"{name}={value}" for name, value in publish(family, tmp_path / "vae").items()]
     short = ["train.steps=2", "train.workers=1", "train.batch=2", "sample.num_prompts=1", "sample.steps=2"]
