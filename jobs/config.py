@@ -77,6 +77,15 @@ def _known_table(buckets: str | Table) -> str | Table:
     return buckets
 
 
+def _whole_entries(buckets: object) -> object:
+    """Before pydantic tries both types in turn, which it would tell of."""
+    for size, entries in buckets.items() if isinstance(buckets, dict) else ():
+        for frames, entry in entries.items() if isinstance(entries, dict) else ():
+            if not isinstance(entry, (list, tuple)) or len(entry) != len(Entry._fields):
+                raise ValueError(f"{size}: {frames} = {entry} cannot be; wanted frames = [{', '.join(Entry._fields)}]")
+    return buckets
+
+
 def _known_masks(mixture: dict[str, float]) -> dict[str, float]:
     check_mixture(mixture)
     return mixture
@@ -220,7 +229,9 @@ class TrainConfig(Section):
     """Clips per step, over all workers, where neither tokens nor buckets say how many."""
     tokens: Count | None = None
     """Latent tokens per step, over all workers: a batch has as many clips of its bucket as have these; at least one."""
-    buckets: Annotated[str | dict[str, dict[int, Entry]], AfterValidator(_known_table)] = {}
+    buckets: Annotated[
+        str | dict[str, dict[int, Entry]], BeforeValidator(_whole_entries), AfterValidator(_known_table)
+    ] = {}
     """How long clips are shown, by size and frames: {"240p" = {17 = [1, 1, 32], 51 = [1, 0.5, 10]}} shows half of those
     with 51 frames or more at 51, ten at a time, all others at 17; [share, keep, batch], where a share below 1 leaves a
     clip out of some epochs, and a batch of 0 is as batch and tokens say. "*" is any other size. Or a published table:

@@ -24,7 +24,7 @@ from jobs.shapes import make_shapes
 from jobs.text import text
 from jobs.train import train, train_worker
 from pipeline.location import Place
-from tests.object_store import CREDENTIALS
+from tests.object_store import CREDENTIALS, Bucket, serve_bucket
 from tests.shards import local
 
 settings.register_profile("busy machine", deadline=None)  # how long an example takes is not what is tested
@@ -124,6 +124,13 @@ def trained(cached: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> RunC
     config = cached.model_copy(update={"train": settings})
     train(config)
     return config
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Bucket]:
+    """An object store, empty for each module."""
+    with serve_bucket() as bucket:
+        yield bucket
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """What happened is told by lines, in one file on a disk, and in a file for each run in an object store."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,13 +8,7 @@ import pytest
 from jobs import events
 from jobs.events import Events, read_events
 from pipeline.location import Place, place_of
-from tests.object_store import Bucket, serve_bucket
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Bucket]:
-    with serve_bucket() as bucket:
-        yield bucket
+from tests.object_store import Bucket
 
 
 @pytest.fixture(params=["disk", "store"])

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from pipeline.records import Sample, Scene, Video
 from pipeline.storage import list_files
 from pipeline.tables import read_records
 from tests.conftest import digests
-from tests.object_store import Bucket, serve_bucket
+from tests.object_store import Bucket
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -308,12 +307,6 @@ def test_a_file_whose_process_dies_costs_none_of_the_others(samples: Path, tmp_p
     assert (Path(bad.path).name, bad.attempts) == ("hangs.mp4", 2)
     assert bad.reason == "the process that read it died: WorkerCrashedError"
     assert len(read_manifest(config.cache)) == 15
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Bucket]:
-    with serve_bucket() as bucket:
-        yield bucket
 
 
 def test_a_bucket_is_scanned_like_a_folder(store: Bucket, samples: Path, tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def test_steps_behind_the_end_of_the_epoch_are_told(cached: RunConfig) -> None:
         ("train.buckets=open-sora", "train.buckets: found 'open-sora': not known; known: open-sora-v1.2-stage1"),
         ("train.buckets={'240' = {17 = [1, 1, 1]}}", "'240' is no size"),
         ("train.buckets={'*' = {17 = [1, 2, 1]}}", "17 = .1, 2, 1. cannot be"),
+        ("train.buckets={'*' = {17 = [1, 1]}}", r"17 = \[1, 1\] cannot be; wanted frames = \[share, keep, batch\]$"),
         ("train.tokens=0", "train.tokens: found 0"),
         ("train.batch_scale=0", "train.batch_scale: found 0"),
         ("train.mix={'/data/more' = 0}", "train.mix./data/more: found 0"),

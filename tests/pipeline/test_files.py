@@ -12,15 +12,9 @@ import pytest
 
 from pipeline import files
 from pipeline.files import Listed, is_folder, list_folder, local_copy, open_file, read_all, stat_all
-from tests.object_store import Bucket, serve_bucket
+from tests.object_store import Bucket
 
 ODD_NAMES = ("a b.mp4", "line\nbreak.mp4", "ünï 影片.mp4", "a#b?c%20d.mp4", "dots.in.it.mp4", "deep/er/x.mp4")
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Bucket]:
-    with serve_bucket() as bucket:
-        yield bucket
 
 
 @contextmanager

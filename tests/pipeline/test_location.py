@@ -10,13 +10,7 @@ import pytest
 from pipeline import location
 from pipeline.errors import Refused
 from pipeline.location import READ_BYTES, Location, place_of, plain_errors
-from tests.object_store import Bucket, serve_bucket
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Bucket]:
-    with serve_bucket() as bucket:
-        yield bucket
+from tests.object_store import Bucket
 
 
 @pytest.mark.parametrize(

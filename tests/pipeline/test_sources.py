@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,13 +11,7 @@ import pytest
 from pipeline.errors import Refused
 from pipeline.records import Source
 from pipeline.sources import list_sources
-from tests.object_store import Bucket, serve_bucket
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Bucket]:
-    with serve_bucket() as bucket:
-        yield bucket
+from tests.object_store import Bucket
 
 
 def touch(folder: Path, *names: str) -> None:

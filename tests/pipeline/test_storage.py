@@ -2,7 +2,6 @@
 
 import errno
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Barrier
 from typing import BinaryIO
@@ -12,13 +11,7 @@ import pytest
 from pipeline.errors import Refused
 from pipeline.location import Place, place_of
 from pipeline.storage import append, in_parallel, list_files, publish, publishing, read_range, size_of, sweep
-from tests.object_store import Bucket, Request, SlowDown, serve_bucket
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Bucket]:
-    with serve_bucket() as bucket:
-        yield bucket
+from tests.object_store import Bucket, Request, SlowDown
 
 
 @pytest.fixture(params=["disk", "store"])
