@@ -93,7 +93,7 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path
 @app.command()
 def setup() -> None:
     """Check this machine and build DeepSpeed's small CPU operator once, before any training needs it."""
-    from jobs.engine import prepare_machine
+    from jobs.training.machine import prepare_machine
 
     typer.echo(f"setup: {prepare_machine()}")
 

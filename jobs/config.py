@@ -53,6 +53,11 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
+ZeroName = Literal["zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload", "zero3-nvme"]
+LearningRateSchedule = Literal["constant", "linear", "cosine"]
+Objective = Literal["rectified-flow", "iddpm"]
+
+
 class ConfigError(Refused):
     """The configuration or the command line is wrong; exit code 2."""
 
@@ -238,8 +243,14 @@ class TrainConfig(Section):
     open-sora-v1.2-stage1, -stage2, -stage3. Left out: each clip whole."""
     batch_scale: Count = 1
     """Multiply the batches of buckets by this; the published ones are per GPU."""
+    accumulate: Count = 1
+    """Parts that a worker takes its clips of a step in, one after the other, to need less memory."""
+    activation_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass: much less memory, about a third more time."""
     workers: Count = 1
-    """Processes, one GPU each where there are GPUs."""
+    """Processes, one GPU each where there are GPUs. A run can go on with another number."""
+    min_workers: Count | None = None
+    """Start and go on with as few as these while the cluster has no more; left out: wait for all."""
     cpus_per_worker: Count = 1
     """CPU slots and threads of each process."""
     loader_threads: Annotated[int, Field(ge=0)] = 2
@@ -248,13 +259,33 @@ class TrainConfig(Section):
     """Room on each node, below TMPDIR, for what its workers read from an object store; 0 = none."""
     max_damaged: Annotated[int, Field(ge=0)] = 100
     """Samples that may turn out to be damaged, in all; each is reported and counts for nothing. One more stops."""
+    objective: Objective = "rectified-flow"
+    """rectified-flow, as Open-Sora v1.2; or iddpm, noise and its variance, as v1.0 and v1.1. Sampling follows."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     """Steps over which the learning rate rises to lr."""
+    lr_schedule: LearningRateSchedule = "constant"
+    """How it goes on from there to the last step: constant, linear or cosine."""
+    lr_end: Fraction = 0.0
+    """The share of lr that linear and cosine end with."""
+    lr_scales: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    """Multiply the learning rate of parameters by name, such as {"spatial_blocks.*" = 0.1}; the first pattern that
+    matches counts, and 0 freezes."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's; Open-Sora trains with 1e-15."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of matrices; biases and norms have none."""
     clip_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    precision: Literal["fp32", "bf16"] = "bf16"
-    zero_stage: Literal[1, 2] = 2
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    """How slowly the average of the weights follows them; in the first steps it follows faster."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """What is computed in; weights are always kept in float32 too."""
+    zero: ZeroName = "zero2"
+    """What DeepSpeed divides among the workers: zero0 nothing, zero1 the optimizer's state, zero2 gradients too, zero3
+    weights too; -offload keeps the state (and zero3 the weights) in the CPU's memory, zero3-nvme the state on disk."""
+    nvme: PathHere | None = None
+    """The folder on a local disk for zero3-nvme."""
     caption_dropout: Fraction = 0.1
     """Share of samples trained with the null caption, for guidance."""
     null_caption: Literal["cached", "model"] = "cached"
@@ -274,9 +305,24 @@ class TrainConfig(Section):
     timestep_transform: bool = True
     """Shift timesteps by resolution and length, as Open-Sora does; sampling follows."""
     seed: int = 0
+    held_out: Fraction = 0.01
+    """Share of the videos that are not trained on, but that the loss is measured on; which ones does not change while
+    the cache grows."""
+    eval_every: Annotated[int, Field(ge=0)] = 500
+    """Steps between measuring the loss on them; 0 = never."""
+    eval_batches: Count = 4
+    """Batches of them that it is measured on."""
+    sample_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between videos from the averaged weights, as [sample] says; 0 = none."""
     checkpoint_every: Count = 500
     """Steps between checkpoints; the last step always makes one."""
     keep_checkpoints: Count = 2
+    """The newest ones that are kept."""
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    """Keep those of every so many steps too; 0 = none."""
+    checkpoint_to: PathOrUri | None = None
+    """Copy checkpoints there too while training goes on, such as s3://bucket/run; a run whose train.out is empty goes
+    on from them."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often a dead worker may restart the job."""
 
@@ -301,6 +347,8 @@ class SampleConfig(Section):
     """Guide with a model's own null caption at its full length; as trained, it is cut to the prompt's."""
     clean: bool | None = None
     """Clean prompts first; left out: as the captions of training."""
+    weights: Literal["ema", "last"] = "ema"
+    """ema = the average of the weights; last = those of the last step."""
     first_frame: PathHere | None = None
     """An image that every video starts from."""
     last_frame: PathHere | None = None

@@ -10,7 +10,6 @@ import numpy as np
 from rich.table import Table
 
 from jobs.config import RunConfig
-from jobs.metrics import read_metrics
 from jobs.mp4 import read_mp4
 from jobs.pictures import Row, contact_sheet, loss_plot
 from jobs.plan import read_manifest, read_plan
@@ -19,6 +18,7 @@ from jobs.progress import console, say
 from jobs.run import STEPS
 from jobs.run_toml import load_config, toml_document
 from jobs.shapes import TARGET_FPS, direction_of_motion, dominant_colour, make_shapes, parse_caption
+from jobs.training.metrics import read_metrics
 from pipeline.plan import shards_of
 from pipeline.quarantine import read_quarantine
 from pipeline.storage import publish

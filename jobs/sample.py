@@ -46,9 +46,10 @@ class Text(NamedTuple):
 def sample(config: RunConfig) -> int:
     """Write one mp4 per prompt and a sheet of all of them below `train.out`."""
     settings, out = config.sample, config.train.out
-    trained = _read_trained(out / "model")
+    folder = out / ("ema" if settings.weights == "ema" else "model")
+    trained = _read_trained(folder)
     recipe = Recipe.from_dict(trained["recipe"])
-    _check_vae(out / "model", recipe.latent, describe_configured_vae(config, recipe.latent).spec)
+    _check_vae(folder, recipe.latent, describe_configured_vae(config, recipe.latent).spec)
     height, width = settings.height or recipe.buckets[0][0], settings.width or recipe.buckets[0][1]
     _check_size(recipe, settings.num_frames, height, width)
     prompts = list(settings.prompts) or cached_captions(config, recipe, settings.num_prompts)
@@ -59,7 +60,7 @@ def sample(config: RunConfig) -> int:
         say(f"sample: {len(prompts)} videos of this model are there already -> {out / 'samples'}")
         return 0
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_dit(out / "model").to(device).eval()
+    model = load_dit(folder).to(device).eval()
     vae = load_configured_vae(config, recipe.latent).to(device)
     encoder = load_sampling_encoder(config, trained).to(device)
     references = encode_references(vae, settings, height, width)

@@ -11,21 +11,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cluster import launch, runtime
-from jobs import engine as engines
 from jobs.config import RunConfig
 from jobs.configured import configured_lengths, configured_recipe, describe_part, open_configured_set
-from jobs.engine import Engine
 from jobs.events import Events
-from jobs.metrics import Metrics, following, read_metrics
+from jobs.export import export_checkpoint
 from jobs.progress import progress, say
-from jobs.run_record import record_run, refuse_other_run
+from jobs.training import checkpoint
+from jobs.training.engine import Engine
+from jobs.training.machine import compiler_problem
+from jobs.training.metrics import Metrics, following, read_metrics
+from jobs.training.optimizer import learning_rate
+from jobs.training.run_record import record_run, refuse_other_run
 from models.diffusion.draws import draw, drop_captions, posterior_sample
 from models.diffusion.masks import leave_padding_out
 from models.diffusion.rectified_flow import add_noise, loss_per_sample, timestep_transform
-from models.dit import build_dit, load_dit, save_dit
+from models.dit import build_dit, load_dit
 from models.dit.pixart import init_from_pixart
 from models.hub import locate
-from pipeline.batch_reader import Batch
+from pipeline.batch_reader import Batch, split_batch
 from pipeline.errors import Refused
 from pipeline.loader import load_batches
 from pipeline.schedule import Schedule
@@ -52,7 +55,7 @@ def train(config: RunConfig) -> int:
     events.write("start", steps=config.train.steps, committed=[path.name for path in _checkpoints(out)])
     runtime.connect(config.cluster.address, num_cpus=config.train.workers * config.train.cpus_per_worker)
     use_gpu = runtime.count("GPU") > 0
-    if not use_gpu and (problem := engines.compiler_problem()):
+    if not use_gpu and (problem := compiler_problem()):
         raise Refused(problem)
     _check_room(config, "GPU" if use_gpu else "CPU")
     for part in data.parts:
@@ -73,6 +76,7 @@ def train(config: RunConfig) -> int:
             f"{out / 'events.jsonl'}: tells of {damaged} damaged samples, train.max_damaged allows "
             f"{config.train.max_damaged}; run `verify --repair`, `encode`, `text` and `train`, or raise it"
         )
+    export_checkpoint(_checkpoints(out)[-1], out)
     events.write("done", steps=config.train.steps, damaged=damaged)
     noted = f", {damaged} damaged samples left out (see events.jsonl; mend by `verify --repair`)" if damaged else ""
     say(f"train: {config.train.steps} steps done{noted} -> {out / 'model'}")
@@ -88,14 +92,14 @@ def train_worker(argument: dict[str, Any]) -> None:
 
     data = open_configured_set(config, argument["recipe"])
     schedule = Schedule(data.schedule_rows(), configured_lengths(config, data.recipe.latent), settings.seed)
-    largest = max(schedule.shown.batch_sizes.tolist())
-    engine = Engine(_build_model(config, data), settings, samples_per_rank=-(-largest // world))
+    engine = Engine(_build_model(config, data), settings)
     start = _resume(engine, settings.out)
     steps = range(start, settings.steps)
     room = settings.shard_cache_bytes
     shard_cache = ShardCache(scratch_folder("shards"), room) if room else None
     batches = load_batches(data, schedule, steps, rank, world, settings.loader_threads, shard_cache)
     null = null_caption(config, data, engine)
+    facts = describe_run(config, data, engine.model)
     metrics = Metrics(settings.out, start) if rank == 0 else None
     events = Events(settings.out / "events.jsonl", "train")
     num_damaged = damaged_so_far(settings.out) if rank == 0 else 0  # what this rank knows of
@@ -107,15 +111,14 @@ def train_worker(argument: dict[str, Any]) -> None:
         for sample in batch.damaged:
             events.write("damaged", step=step + 1, key=sample.key, message=sample.problem)
         num_damaged += len(batch.damaged)
-        losses = compute_losses(engine, config, batch, step, null)  # (B,)
-        loss = (losses * batch.weights.to(engine.device)).sum() * world  # DeepSpeed averages over ranks
-        grad_norm = engine.step(loss, step)
-        total_loss, total_damaged = _sum_over_ranks(loss.detach(), num_damaged)
+        loss = accumulate(engine, config, batch, step, null)
+        grad_norm = engine.step(step)
+        total_loss, total_damaged = _sum_over_ranks(loss, num_damaged)
         if metrics:
             metrics.write(
                 step=step + 1,
                 loss=total_loss / world,
-                lr=engines.learning_rate(settings, step),
+                lr=learning_rate(settings, step),
                 grad_norm=grad_norm,
                 damaged=total_damaged,
                 step_s=time.monotonic() - began_s,
@@ -124,11 +127,23 @@ def train_worker(argument: dict[str, Any]) -> None:
         if total_damaged > settings.max_damaged:
             return  # on every rank, at the same step; `train` says why
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
-            engine.save(settings.out / "checkpoints", step + 1)
+            checkpoint.save(engine, settings.out / "checkpoints", step + 1, facts)
+            if rank == 0:
+                checkpoint.prune(settings.out / "checkpoints", settings.keep_checkpoints, settings.keep_every)
 
-    if rank == 0:
-        save_trained(settings.out / "model", engine.model, config, data)
-    dist.barrier()
+
+def accumulate(
+    engine: Engine, config: RunConfig, batch: Batch, step: int, null: tuple[Tensor, Tensor | None]
+) -> Tensor:
+    """Forward and backward over a rank's batch, part by part -> its loss, times the number of ranks: ()."""
+    total = torch.zeros((), device=engine.device)
+    parts = split_batch(batch, config.train.accumulate)
+    for number, part in enumerate(parts, 1):
+        losses = compute_losses(engine, config, part, step, null)  # (B,)
+        loss = (losses * part.weights.to(engine.device)).sum() * dist.get_world_size()  # DeepSpeed averages over ranks
+        engine.backward(loss, is_last=number == len(parts))
+        total += loss.detach()
+    return total
 
 
 def compute_losses(
@@ -195,6 +210,7 @@ def _build_model(config: RunConfig, data: TrainingSet) -> Any:
             **config.model.overrides,
         },
     )
+    model.checkpoint_blocks = config.train.activation_checkpointing
     if config.model.init is None:
         return model
     if Path(config.model.init).is_file():
@@ -209,17 +225,14 @@ def _build_model(config: RunConfig, data: TrainingSet) -> Any:
     return start
 
 
-def _checkpoints(out: Path) -> list[Path]:
-    return engines.committed(out / "checkpoints")
-
-
 def _resume(engine: Engine, out: Path) -> int:
     """Load the newest committed checkpoint, if any. Returns the number of steps done."""
     found = _checkpoints(out)
-    if not found:
-        return 0
-    engine.load(found[-1])
-    return engines.step_of(found[-1])
+    return checkpoint.load(engine, found[-1]) if found else 0
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    return checkpoint.list_committed(out / "checkpoints")
 
 
 def _sum_over_ranks(loss: Tensor, count: int) -> tuple[float, int]:
@@ -236,22 +249,21 @@ def damaged_so_far(out: Path) -> int:
     return lines[-1]["damaged"] if lines else 0
 
 
-def save_trained(folder: Path, model: Any, config: RunConfig, data: TrainingSet) -> None:
-    """The model as safetensors, with all that sampling needs beside it: recipe, text encoder, steps trained."""
-    save_dit(model, folder)
-    facts = {
-        "steps": config.train.steps,
+def describe_run(config: RunConfig, data: TrainingSet, model: Any) -> dict[str, Any]:
+    """What whoever uses the weights must know: the model's shape, recipe, text encoder, how it was trained."""
+    return {
+        "model": asdict(model.config),
         "vae": config.recipe.vae,
         "text": asdict(data.text),
         "timestep_transform": config.train.timestep_transform,
         "null_caption": config.train.null_caption,
+        "objective": config.train.objective,
         "recipe": data.recipe.to_dict(),
     }
-    publish(folder / "trained.json", (json.dumps(facts, indent=2) + "\n").encode())
 
 
 def _trained_steps(out: Path) -> int:
-    path = out / "model" / "trained.json"
+    path = out / "ema" / "trained.json"  # the last one that is written
     return json.loads(path.read_text())["steps"] if path.exists() else 0
 
 

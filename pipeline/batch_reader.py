@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,18 @@ class Batch:
     positions: Tensor  # (B,) int64, in the global batch
     keys: tuple[str, ...]
     damaged: tuple[DamagedSample, ...] = ()  # their tensors are zeros; fillers are not told of
+
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """A batch as `parts` smaller ones of nearly the same size, or one of each sample where it has fewer."""
+    ends = np.linspace(0, len(batch.keys), min(parts, len(batch.keys)) + 1).round().astype(int).tolist()
+    return [_cut(batch, slice(first, end)) for first, end in pairwise(ends)]
+
+
+def _cut(batch: Batch, some: slice) -> Batch:
+    cut = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    per_sample = {name: value[some] for name, value in cut.items() if isinstance(value, (Tensor, tuple))}
+    return Batch(**{**cut, **per_sample, "damaged": ()})
 
 
 class BatchReader(Dataset):

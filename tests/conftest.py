@@ -17,12 +17,14 @@ from cluster import runtime
 from jobs.config import RunConfig
 from jobs.configured import configured_recipe
 from jobs.encode import encode
+from jobs.export import export_checkpoint
 from jobs.plan import plan
 from jobs.run_toml import load_config
 from jobs.scan import scan
 from jobs.shapes import make_shapes
 from jobs.text import text
 from jobs.train import train, train_worker
+from jobs.training.checkpoint import list_committed
 from pipeline.location import Place
 from tests.object_store import CREDENTIALS, Bucket, serve_bucket
 from tests.shards import local
@@ -145,12 +147,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def train_here(config: RunConfig) -> None:
-    """The training loop as `train` starts it, in this process."""
-    threads = torch.get_num_threads()
+    """The training loop as `train` starts it, in this process, and the models that it leaves."""
+    threads, out = torch.get_num_threads(), config.train.out
     try:
         train_worker({"config": config, "recipe": configured_recipe(config)})
     finally:
         torch.set_num_threads(threads)
+    export_checkpoint(list_committed(out / "checkpoints")[-1], out)
 
 
 def digests(folder: Place) -> dict[str, str]:

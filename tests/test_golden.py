@@ -3,7 +3,7 @@
 import pytest
 
 from jobs.config import RunConfig
-from jobs.metrics import read_metrics
+from jobs.training.metrics import read_metrics
 
 # Two workers, ZeRO-2, fp32 on CPU, the ten shapes of conftest.py. Processors differ in the last digits.
 LOSSES = [2.80503, 2.3131, 2.09541, 2.18217, 1.97094, 1.88981, 2.18826, 1.80193]

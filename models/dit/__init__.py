@@ -1,11 +1,13 @@
 """Diffusion transformers by name: build one, save one, load one."""
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models.dit.published import translate
 from models.dit.stdit3 import STDiT3, STDiT3Config
@@ -34,10 +36,14 @@ def build_dit(name: str, **overrides: Any) -> STDiT3:
 
 def save_dit(model: STDiT3, folder: Path | str) -> None:
     """Write config.json and model.safetensors, each whole; the config comes last and marks the folder complete."""
-    folder = Path(folder)
-    save_weights(model.state_dict(), folder / "model.safetensors")
-    config = json.dumps(asdict(model.config), indent=2) + "\n"
-    write_whole(folder / "config.json", lambda aside: _write_text(aside, config))
+    save_dit_weights(model.state_dict().items(), asdict(model.config), Path(folder))
+
+
+def save_dit_weights(tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any], folder: Path) -> None:
+    """As `save_dit`, from names and tensors and the fields of STDiT3Config."""
+    save_weights(dict(tensors), folder / "model.safetensors")
+    text = json.dumps(config, indent=2) + "\n"
+    write_whole(folder / "config.json", lambda aside: _write_text(aside, text))
 
 
 def load_dit(path: Path | str) -> STDiT3:

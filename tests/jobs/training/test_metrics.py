@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.metrics import Metrics, following, read_metrics, read_new_metrics
 from jobs.progress import progress
+from jobs.training.metrics import Metrics, following, read_metrics, read_new_metrics
 
 
 def test_a_line_that_is_still_being_written_waits(tmp_path: Path) -> None:

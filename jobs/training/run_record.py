@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from jobs import engine as engines
 from jobs.config import RunConfig
+from jobs.training.checkpoint import list_committed
 from pipeline.errors import Refused
 from pipeline.storage import publish
 from pipeline.training_set import TrainingSet
@@ -18,7 +18,7 @@ FIXED = (
     *("recipe", "text.encoder", "text.max_tokens", "text.clean", "model"),
     *("train.batch", "train.tokens", "train.buckets", "train.batch_scale"),
     *("train.seed", "train.caption_dropout", "train.null_caption", "train.timestep_transform"),
-    *("train.timesteps", "train.masks", "train.filter", "train.mix"),
+    *("train.timesteps", "train.masks", "train.filter", "train.mix", "train.objective", "train.held_out"),
 )
 HASHED_KEYS = 2**16
 
@@ -54,10 +54,8 @@ def record_run(config: RunConfig, data: TrainingSet) -> None:
 
 def _begun_as(config: RunConfig) -> dict[str, Any] | None:
     """What the run was that has left checkpoints, if any; Refused where it cannot be continued by this version."""
-    checkpoints = engines.committed(config.train.out / "checkpoints")
-    if not checkpoints or not _path(config).exists():
+    if not list_committed(config.train.out / "checkpoints") or not _path(config).exists():
         return None
-    engines.refuse_other_ranks(checkpoints[-1], config.train.workers)
     before = json.loads(_path(config).read_text())
     if "clips" not in before:
         raise Refused(f"{_path(config)}: of an earlier version, whose order was another; use another train.out")

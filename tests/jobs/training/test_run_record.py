@@ -8,16 +8,18 @@ import pytest
 
 from jobs.config import RunConfig, TrainConfig
 from jobs.configured import configured_recipe, open_configured_set
-from jobs.run_record import FIXED, record_run, refuse_other_run
+from jobs.training.run_record import FIXED, record_run, refuse_other_run
 from pipeline.errors import Refused
 from pipeline.lengths import Entry
-from tests.jobs.test_engine import commit
+from tests.jobs.training.test_checkpoint import commit
 
 # What may change while a run is resumed: how it runs, how long, how it is optimized.
 FREE = {
     *("out", "steps", "workers", "cpus_per_worker", "loader_threads", "shard_cache_bytes", "max_damaged"),
-    *("lr", "warmup_steps", "weight_decay", "clip_grad_norm", "precision", "zero_stage", "renormalize"),
-    *("checkpoint_every", "keep_checkpoints", "max_failures"),
+    *("lr", "warmup_steps", "weight_decay", "clip_grad_norm", "precision", "zero", "renormalize"),
+    *("checkpoint_every", "keep_checkpoints", "keep_every", "checkpoint_to", "max_failures", "min_workers"),
+    *("accumulate", "activation_checkpointing", "nvme", "lr_schedule", "lr_end", "lr_scales", "betas", "eps"),
+    *("ema_decay", "eval_every", "eval_batches", "sample_every"),
 }
 
 
