@@ -1,0 +1,51 @@
+"""`python -m cluster.gather NODES SECONDS`: wait until so many nodes have joined the Ray at RAY_ADDRESS."""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+import ray
+
+from cluster import runtime
+
+POLL_S = 0.5
+
+
+def gather(address: str, wanted: int, seconds: float) -> str:
+    """Wait for nodes; returns what is wrong where they do not come in time, in one line."""
+    give_up_s = time.monotonic() + seconds
+    if not _wait(lambda: _listens(address), give_up_s):  # Ray itself would wait for a minute, whatever is asked for
+        return f"found no Ray at {address} after {seconds:g} s; the log says why it did not start on the first node"
+    runtime.connect(address)
+    try:
+        if _wait(lambda: runtime.count_nodes() >= wanted, give_up_s):
+            return ""
+        found = runtime.count_nodes()
+        return f"found {found} of {wanted} nodes after {seconds:g} s; the log says why Ray did not start on the others"
+    finally:
+        ray.shutdown()
+
+
+def _wait(done: Callable[[], bool], give_up_s: float) -> bool:
+    """Whether it was done in time."""
+    while not done():
+        if time.monotonic() > give_up_s:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=POLL_S).close()
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    if problem := gather(os.environ["RAY_ADDRESS"], int(sys.argv[1]), float(sys.argv[2])):
+        sys.exit(f"gather: {problem}")

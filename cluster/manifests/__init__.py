@@ -1,0 +1,1 @@
+"""What makes a cluster, as documents that people apply: facts -> manifests. Nothing here reads or writes anything."""
