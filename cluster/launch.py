@@ -1,51 +1,224 @@
 """Start a training function on many workers through Ray Train."""
 
+import os
 import signal
+import textwrap
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+import ray
+import ray.train
+from ray.exceptions import RayError
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster import notices
+from cluster.line import Line
+
+MAX_WORKERS = 100_000  # a call of each waits in the line
+LOOK_EVERY_S = 5.0  # for a notice that a node will be taken away
+RESIZE_EVERY_S = 60.0  # how often a smaller group asks whether there is room for more
+WAITING_S = 30.0  # after which, and as often as which, it is told that no worker has begun
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What is asked of the cluster."""
+
+    most: int
+    least: int  # as many as these are started while there is no room for more
+    cpus: int  # per worker
+    gpus: bool  # one per worker
 
 
 def run_workers(
-    function: Callable[[dict[str, Any]], None],
+    function: Callable[[dict[str, Any]], Any],
     argument: dict[str, Any],
-    *,
-    num_workers: int,
-    cpus_per_worker: int,
-    use_gpu: bool,
+    workers: Workers,
     folder: Path,
+    *,
     max_failures: int,
-) -> None:
-    """Call `function(argument)` on `num_workers` workers with torch.distributed set up, and wait for all.
+    final: tuple[type[Exception], ...],
+    on_failure: Callable[[str], None],
+    on_waiting: Callable[[float], None],
+) -> Any:
+    """Call `function(argument)` on each worker with torch.distributed set up; returns what it returns on the first.
 
-    A worker that dies restarts the group, at most `max_failures` times; `function` resumes by itself. Ray Train keeps
-    its own state below `folder`. Raises what a worker raised.
+    A worker that dies or raises restarts the group, at most `max_failures` times, each told by `on_failure(why)`;
+    `function` resumes by itself. What is one of `final` is raised here at once. While no worker has begun
+    `on_waiting(seconds)` tells so; both are called in a thread of their own. SIGTERM, to this process or to a worker,
+    and the end of a node that Ray is told of before, become notices to all workers; where none has begun, SIGTERM ends
+    the call at once, which returns "SIGTERM". Ray Train keeps its own state below `folder`.
     """
+    remote_line: Any = Line
+    line = remote_line.options(scheduling_strategy=_this_node(), max_concurrency=MAX_WORKERS).remote()
+    terminated = threading.Event()
+
+    def work() -> Any:
+        _take_notices(line)
+        return function(argument)
+
     trainer = TorchTrainer(
-        function,
-        train_loop_config=argument,
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        work,
+        torch_config=_Torch(backend="nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus_per_worker}
+            num_workers=workers.most if workers.least == workers.most else (workers.least, workers.most),
+            use_gpu=workers.gpus,
+            resources_per_worker={"CPU": workers.cpus},
+            # GPUs of one node talk fastest; on CPUs, each node has a memory bus of its own.
+            placement_strategy="PACK" if workers.gpus else "SPREAD",
+            elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
         ),
         run_config=RunConfig(
-            name="ray_train", storage_path=str(folder), failure_config=FailureConfig(max_failures=max_failures)
+            name="ray_train",
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[_Failures(line, final)],
         ),
     )
-    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit()
-    except SystemExit as stopped:  # how Ray Train's own handler of Ctrl-C ends
+        with _signals(terminated), _watching(line, terminated, on_failure, on_waiting):
+            return trainer.fit().return_value
+    except (KeyboardInterrupt, SystemExit) as stopped:  # the latter is how Ray Train's own handler of Ctrl-C ends
+        if terminated.is_set():
+            return "SIGTERM"
         raise KeyboardInterrupt from stopped
+    except ControllerError as error:
+        raise error.controller_failure from error
     except TrainingFailedError as error:
         failures = getattr(error, "worker_failures", {})
         if failures:
-            raise failures[min(failures)] from error
+            raise failures[_first_of(failures)] from error
         raise
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, on_interrupt)  # Ray Train leaves its handler behind
+        ray.kill(line)
+
+
+def _this_node() -> NodeAffinitySchedulingStrategy:
+    """That of the driver, so that the one does not outlive the other."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+class _Failures(UserCallback):
+    """Lives in Ray Train's controller."""
+
+    def __init__(self, line: Any, final: tuple[type[Exception], ...]) -> None:
+        self.line, self.final = line, final
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if isinstance(error, self.final):
+                raise error  # an error of the controller's own is the only one that is not tried again
+        rank = _first_of(worker_exceptions)
+        self.line.failed.remote(f"worker {rank}: {_in_a_line(worker_exceptions[rank])}")
+
+
+def _first_of(failures: dict[int, Exception]) -> int:
+    """The rank that the others probably failed because of: one that died, if any."""
+    return min(failures, key=lambda rank: (not hasattr(failures[rank], "health_check_failure"), rank))
+
+
+def _in_a_line(error: Exception) -> str:
+    """What an exception says; Ray's own of a worker's death have many lines, of which the last tells its end."""
+    error = getattr(error, "health_check_failure", error)
+    last = str(error).strip().rpartition("\n")[2].rpartition("Worker exit detail: ")[2]
+    return f"{type(error).__name__}: {textwrap.shorten(last, 200)}"
+
+
+TorchBackend: Any = TorchConfig().backend_cls
+
+
+class _Backend(TorchBackend):
+    """Workers run the training function in a thread; signals reach the main thread only."""
+
+    def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
+        super().on_training_start(worker_group, backend_config)
+        worker_group.execute(notices.listen)
+
+
+class _Torch(TorchConfig):
+    @property
+    def backend_cls(self) -> type:
+        return _Backend
+
+
+def _take_notices(line: Any) -> None:
+    """In a worker: what the driver and Ray say become notices, each in a thread that waits for it."""
+
+    def wait_for_driver() -> None:
+        with suppress(RayError):  # the driver ended before
+            ray.get(line.asked_to_stop.remote())
+            notices.tell("SIGTERM")
+
+    def look_for_preemption() -> None:
+        with suppress(RayError):  # the group ended before
+            while ray.train.get_preemption_info() is None:  # which all workers ask together
+                time.sleep(LOOK_EVERY_S)
+            notices.tell("preemption")
+
+    line.began.remote()
+    for wait in (wait_for_driver, look_for_preemption):
+        threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def _signals(terminated: threading.Event) -> Iterator[None]:
+    """While the block runs SIGTERM sets `terminated`. Ctrl-C is put back: Ray Train leaves its own handler behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    on_terminate = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
+        signal.signal(signal.SIGTERM, on_terminate)
+
+
+@contextmanager
+def _watching(
+    line: Any,
+    terminated: threading.Event,
+    on_failure: Callable[[str], None],
+    on_waiting: Callable[[float], None],
+) -> Iterator[None]:
+    """While the block runs, a thread tells what the line brings, and passes SIGTERM on."""
+    over = threading.Event()
+
+    def look() -> float:
+        waited_s, failures = ray.get(line.news.remote())
+        for why in failures:
+            on_failure(why)
+        return waited_s
+
+    def pass_on(waited_s: float) -> None:
+        if waited_s:  # nothing runs that could stop; Ray Train heeds a third Ctrl-C even while it places workers
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            line.ask_to_stop.remote()
+
+    def watch() -> None:
+        tell_after_s = WAITING_S
+        while not over.wait(1.0):
+            waited_s = look()
+            if terminated.is_set():
+                pass_on(waited_s)
+            if waited_s >= tell_after_s:
+                on_waiting(waited_s)
+            tell_after_s = WAITING_S * (waited_s // WAITING_S + 1)
+        look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

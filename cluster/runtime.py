@@ -49,6 +49,11 @@ def count(resource: str) -> int:
     return int(ray.cluster_resources().get(resource, 0))
 
 
+def count_free(resource: str) -> int:
+    """How many of a resource nobody holds now."""
+    return int(ray.available_resources().get(resource, 0))
+
+
 def count_nodes() -> int:
     """How many nodes are alive."""
     return len(nodes())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -132,11 +132,17 @@ def encode(
 
 
 @app.command()
-def text(words: Words = None, cache: CachePlace = None) -> None:
+def text(
+    words: Words = None,
+    cache: CachePlace = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Beside `encode`: shard by shard, until all that are planned are done.")
+    ] = False,
+) -> None:
     """Encode captions on Ray where they are new or changed: manifest -> CACHE/text."""
     from jobs.text import text
 
-    _verb(text, words, cache)
+    _verb(partial(text, follow=follow), words, cache)
 
 
 @app.command()
@@ -162,11 +168,30 @@ def stats(words: Words = None, cache: CachePlace = None) -> None:
 
 
 @app.command()
-def train(words: Words = None, cache: CachePlace = None) -> None:
+def train(
+    words: Words = None,
+    cache: CachePlace = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Short for train.follow=true: begin while `encode` and `text` still write.")
+    ] = False,
+) -> None:
     """Train a DiT with DeepSpeed ZeRO through Ray Train, from the last checkpoint on: CACHE -> train.out."""
     from jobs.train import train
 
-    _verb(train, words, cache)
+    _verb(train, [*(words or []), *["train.follow=true"] * follow], cache)
+
+
+@app.command()
+def export(
+    words: Words = None,
+    cache: CachePlace = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Of which checkpoint; left out: of the newest.")] = None,
+    to: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write there instead of train.out.")] = None,
+) -> None:
+    """Export a checkpoint as safetensors, also for Open-Sora's own code: train.out/checkpoints -> model and ema."""
+    from jobs.export import export
+
+    _verb(partial(export, step=step, to=to), words, cache)
 
 
 @app.command()
@@ -269,6 +294,25 @@ def run(words: Words = None, cache: CachePlace = None) -> None:
     from jobs.run import run
 
     _verb(run, words, cache)
+
+
+@app.command()
+def manifest(
+    target: Annotated[
+        Literal["kuberay", "kuberay-cluster", "aws", "gcp", "slurm"],
+        typer.Argument(help="A RayJob; a RayCluster that stays; a file for `ray up`, twice; a script for sbatch."),
+    ],
+    words: Words = None,
+    cache: CachePlace = None,
+    verb: Annotated[
+        Literal["encode", "train", "run"], typer.Option(help="What the cluster is for: its nodes follow from it.")
+    ] = "run",
+    to: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write it there, instead of printing it.")] = None,
+) -> None:
+    """Write what makes a cluster as [cluster] asks for it: for Kubernetes, AWS, GCP or Slurm."""
+    from jobs.manifest import manifest
+
+    manifest(_config(words, cache), target, verb, to)
 
 
 @app.command()

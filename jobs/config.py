@@ -253,6 +253,9 @@ class TrainConfig(Section):
     """Start and go on with as few as these while the cluster has no more; left out: wait for all."""
     cpus_per_worker: Count = 1
     """CPU slots and threads of each process."""
+    follow: bool = False
+    """Begin with the shards that have latents and text so far, and go on with those that `encode` and `text` commit
+    meanwhile; the first epoch shows each clip once, further ones are as without it."""
     loader_threads: Annotated[int, Field(ge=0)] = 2
     """Threads that read ahead, per worker; 0 reads when a batch is asked for."""
     shard_cache_bytes: Annotated[int, Field(ge=0)] = 20 * 2**30
@@ -260,7 +263,8 @@ class TrainConfig(Section):
     max_damaged: Annotated[int, Field(ge=0)] = 100
     """Samples that may turn out to be damaged, in all; each is reported and counts for nothing. One more stops."""
     objective: Objective = "rectified-flow"
-    """rectified-flow, as Open-Sora v1.2; or iddpm, noise and its variance, as v1.0 and v1.1. Sampling follows."""
+    """rectified-flow, as Open-Sora v1.2; or iddpm, noise and its variance, as v1.0 and v1.1, which takes
+    timesteps=discrete and timestep_transform=false. Sampling follows."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     """Steps over which the learning rate rises to lr."""
@@ -283,9 +287,10 @@ class TrainConfig(Section):
     """What is computed in; weights are always kept in float32 too."""
     zero: ZeroName = "zero2"
     """What DeepSpeed divides among the workers: zero0 nothing, zero1 the optimizer's state, zero2 gradients too, zero3
-    weights too; -offload keeps the state (and zero3 the weights) in the CPU's memory, zero3-nvme the state on disk."""
+    weights too; -offload keeps the state (and zero3 the weights) in the CPU's memory, zero3-nvme the state but for the
+    master weights in files that are mapped to it."""
     nvme: PathHere | None = None
-    """The folder on a local disk for zero3-nvme."""
+    """The folder on a local disk for zero3-nvme, on every node."""
     caption_dropout: Fraction = 0.1
     """Share of samples trained with the null caption, for guidance."""
     null_caption: Literal["cached", "model"] = "cached"
@@ -358,9 +363,73 @@ class SampleConfig(Section):
     seed: int = 0
 
 
+# What Kubernetes and Ray both take as a name and as a label.
+Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,28}[a-z0-9])?$")]
+NodeLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9._]*[a-z0-9])?=[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$")]
+
+
 class ClusterConfig(Section):
     address: str = ""
     """A Ray cluster (auto, or host:port); empty = RAY_ADDRESS, else Ray is started on this machine."""
+    name: Name = "latentmill"
+    """What the cluster and its jobs are called."""
+    image: str = "latentmill:0.1.0"
+    """The container image of all nodes, as built from cluster/Dockerfile and pushed to where they can pull it."""
+    decode_nodes: Annotated[int, Field(ge=0)] = 4
+    """Nodes without GPUs, at the most; they come and go with the work. 0 = decode on the nodes with GPUs. On Slurm all
+    nodes are those with GPUs."""
+    decode_cpus: Count = 16
+    """CPUs of each of them."""
+    decode_node_bytes: Count = 32 * 2**30
+    """Memory of each of them."""
+    decode_label: NodeLabel = "stage=decode"
+    """Their label in Ray; decode tasks run on nodes that have it, where any has."""
+    gpu_nodes: Count = 2
+    """Nodes with GPUs that encode, at the most. Training has as many as train.workers need, all at once."""
+    gpus_per_node: Annotated[int, Field(ge=0)] = 1
+    """GPUs of each of them; 0 = encode and train on CPUs."""
+    gpu_cpus: Count = 16
+    """CPUs of each of them."""
+    gpu_node_bytes: Count = 64 * 2**30
+    """Memory of each of them."""
+    gpu_machine: str = ""
+    """Their machine type on AWS or GCP; empty = one with so many GPUs."""
+    machine_image: str = ""
+    """The AMI of all machines on AWS, with Docker and a driver for the CUDA of cluster.image; on GCP empty = Google's
+    own."""
+    encode_label: NodeLabel = "stage=encode"
+    """Their label in Ray; encoders run on nodes that have it, where any has."""
+    spot: bool = True
+    """Encode on spot (preemptible) nodes. The head and what trains are never on them."""
+    volume: str = ""
+    """What all nodes mount: a PersistentVolumeClaim (Kubernetes) or an NFS export, host:/path (AWS, GCP)."""
+    mount: Annotated[Path, AfterValidator(Path.absolute)] = Path("/mnt/latentmill")
+    """Where they mount it."""
+    secret: str = ""
+    """A Kubernetes Secret whose keys become environment variables, such as AWS_ACCESS_KEY_ID."""
+    service_account: str = ""
+    """Whom an object store takes the nodes for: a ServiceAccount (Kubernetes), the name of an instance profile (AWS) or
+    the address of a service account (GCP)."""
+    queue: str = ""
+    """Where jobs wait until all their nodes are free: a LocalQueue of Kueue, or a partition of Slurm."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """How often Kubernetes runs a failed job again, on new nodes."""
+    time_limit_s: Annotated[int, Field(ge=0)] = 0
+    """A job is stopped after so long, and on Slurm put back into the queue; 0 = as the cluster says."""
+    grace_s: Annotated[int, Field(ge=10)] = 120
+    """How long a node or a job that is told to stop may take, to write a checkpoint."""
+    redis: str = ""
+    """A Redis, host:port, in which a Kubernetes cluster that stays keeps its state, to survive the loss of its head."""
+    redis_secret: str = ""
+    """The Kubernetes Secret with its password, under the key `password`."""
+    region: str = ""
+    """AWS's or GCP's, such as us-west-2."""
+    zone: str = ""
+    """AWS's or GCP's; empty = any (AWS), the region's first, -a (GCP)."""
+    project: str = ""
+    """GCP's project id."""
+    slurm_options: tuple[str, ...] = ()
+    """More options of sbatch, such as "--account=video"."""
 
 
 class RunConfig(Section):

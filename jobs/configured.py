@@ -1,6 +1,7 @@
 """What a configuration names: its VAE, its text encoder, its recipe."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -20,8 +21,11 @@ from pipeline.errors import Refused
 from pipeline.lengths import Bucket, Lengths, lengths_of
 from pipeline.location import place_of
 from pipeline.recipe import Recipe, read_recipe
+from pipeline.schedule import Schedule
+from pipeline.split import Split
 from pipeline.text_column import read_text_origin
 from pipeline.training_set import Part, TrainingSet, open_training_set
+from pipeline.view import open_view
 
 
 def describe_configured_vae(config: RunConfig, latent: LatentSpec | None = None) -> Description:
@@ -122,12 +126,20 @@ def configured_recipe(config: RunConfig) -> Recipe:
     return make_recipe(config, describe_configured_vae(config).spec)
 
 
-def open_configured_set(config: RunConfig, recipe: Recipe) -> TrainingSet:
+def open_configured_set(config: RunConfig, recipe: Recipe, cache: Cache | None = None) -> TrainingSet:
     """What [train] trains on; Refused too where [text] asks for other text than the caches have. The encoder itself is
-    not needed."""
+    not needed. `cache` is the run's own, where its indexes are of some of its shards."""
     settings, wanted = config.train, config.text
     mixed = {Cache(place_of(place)): times for place, times in settings.mix.items()}
-    data = open_training_set(config.cache, recipe, wanted.encoder, settings.filter, settings.renormalize, mixed)
+    data = open_training_set(
+        cache or config.cache,
+        recipe,
+        wanted.encoder,
+        settings.filter,
+        settings.renormalize,
+        mixed,
+        Split(settings.held_out),
+    )
     for name in ("max_tokens", "clean", "dtype"):
         made, asked = getattr(data.text, name), getattr(wanted, name)
         if asked not in (made, None):
@@ -138,10 +150,34 @@ def open_configured_set(config: RunConfig, recipe: Recipe) -> TrainingSet:
     return data
 
 
+def configured_schedule(config: RunConfig, data: TrainingSet, begins: tuple[int, int] = (0, 0)) -> Schedule:
+    """The order in which a set is trained on, from a step of training on, and the epoch it begins with there."""
+    lengths = configured_lengths(config, data.recipe.latent)
+    return Schedule(data.schedule_rows(), lengths, config.train.seed, begins=begins)
+
+
+def open_held_out(config: RunConfig, data: TrainingSet) -> TrainingSet | None:
+    """The clips that `data` leaves out to measure the loss on them, each once; None where there are none."""
+    settings = config.train
+    parts = [
+        replace(
+            part,
+            view=open_view(
+                part.cache, part.recipe, data.text.name, settings.filter, Split(settings.held_out, held_out=True)
+            ),
+            times=1.0,
+        )
+        for part in data.parts
+        if part.view.num_held_out
+    ]
+    return replace(data, parts=tuple(parts)) if parts else None
+
+
 def describe_part(part: Part) -> str:
     """What is trained on of one cache."""
     times = "" if part.times == 1 else f", each {part.times:g} times per epoch"
     return (
         f"{len(part.view.rows):,} clips of {part.cache.root}{times}; left out: {part.view.num_removed:,} of videos "
-        f"that left the source, {part.view.num_filtered:,} that train.filter does not match"
+        f"that left the source, {part.view.num_filtered:,} that train.filter does not match, "
+        f"{part.view.num_held_out:,} of held-out videos"
     )

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from jobs.config import RunConfig
 from jobs.mp4 import read_mp4
-from jobs.pictures import Row, contact_sheet, loss_plot
+from jobs.pictures import Row, contact_sheet
 from jobs.plan import read_manifest, read_plan
 from jobs.preview import Restored, open_clips, restore, spread_clips
 from jobs.progress import console, say
@@ -72,8 +72,6 @@ def demo(out: Path, videos: Path | None, overrides: list[str]) -> tuple[RunConfi
     some = restored[:: NUM_PSNR_CLIPS // NUM_SHEET_CLIPS]
     rows = [Row(one.caption, (one.source, one.decoded)) for one in some if one.source is not None]
     contact_sheet(out / "contact_sheet.png", rows)
-    metrics = read_metrics(out / "metrics.jsonl")
-    loss_plot(out / "loss.png", [line["step"] for line in metrics], [line["loss"] for line in metrics])
     verdict = judge(config) if videos is None and not config.sample.prompts else None
     _show(config, restored, seconds, verdict)
     return config, len(read_quarantine(config.cache))

@@ -1,16 +1,20 @@
 """What happened, for programs: one JSON object per line, in a file that several processes may append to."""
 
 import json
+import threading
 import time
 import uuid
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from pipeline.location import Location, Place
-from pipeline.storage import append, list_files, publish
+from pipeline.storage import append, list_files, publish, read_range, size_of
 
 PUBLISH_EVERY_S = 10.0
+TELL_EVERY_S = 1.0
 
 
 class Events:
@@ -44,6 +48,31 @@ def read_events(place: Place) -> list[dict[str, Any]]:
     files = list_files(_folder(place), ".jsonl") if isinstance(place, Location) else [place] * place.exists()
     lines = [line for file in files for line in file.read_bytes().splitlines()]
     return sorted((event for line in lines if (event := _event(line))), key=lambda event: event["time"])
+
+
+@contextmanager
+def telling(path: Path, events: Collection[str], tell: Callable[[str], None]) -> Iterator[None]:
+    """While the block runs, tell the messages of such events as other processes write them to a local file."""
+    over = threading.Event()
+
+    def follow(seen_bytes: int) -> None:
+        is_over = False
+        while not is_over:
+            is_over = over.wait(TELL_EVERY_S)  # then what came last is told too
+            content = read_range(path, seen_bytes, path.stat().st_size) if path.exists() else b""
+            whole = content[: content.rfind(b"\n") + 1]
+            seen_bytes += len(whole)
+            for event in filter(None, map(_event, whole.splitlines())):
+                if event["event"] in events:
+                    tell(event["message"])
+
+    thread = threading.Thread(target=follow, args=(size_of(path) or 0,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _event(line: bytes) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What `preview` shows, as one HTML file: it loads nothing, and without JavaScript it only lacks its Play button."""
+"""HTML pages of one file that load nothing, and the one that `preview` shows; its Play button alone is JavaScript."""
 
 import base64
 import hashlib
@@ -37,7 +37,7 @@ figure { margin: 0; display: grid; grid-template-columns: 1fr 1fr; }
 figcaption { grid-column: 1 / -1; display: grid; grid-template-columns: 1fr 1fr; padding: .35rem 0; }
 figcaption span, .gone { padding: 0 1rem; }
 .gone { align-self: center; color: var(--faint); font-size: .85rem; }
-video { display: block; width: 100%; }
+video, img { display: block; width: 100%; }
 .both { grid-column: 1 / -1; position: relative; }
 .both::after { content: ""; position: absolute; inset: 0 auto 0 calc(50% - 1px); width: 2px; background: var(--line);
   pointer-events: none; }
@@ -118,31 +118,43 @@ def element(name: str, /, *children: str, **attributes: str) -> Html:
 
 
 def render(page: Page) -> str:
-    """The page as a whole document. Its policy lets it load nothing, and run no script but its own."""
-    policy = f"default-src 'none'; img-src data:; media-src data:; style-src {_only(CSS)}; script-src {_only(SCRIPT)}"
+    """The page as a whole document."""
+    sections = [_clips(page.cards), _charts(page), _quarantine(page.quarantine)]
+    sections += [
+        section("Last encoding", pairs(page.encoding) if page.encoding else element("p", "Nothing is on record.")),
+        section("Recipe", pairs(page.recipe)),
+    ]
+    header = heading("What is in the cache", page.cache, page.summary)
+    script = SCRIPT if any(card.mp4 for card in page.cards) else ""
+    return document(f"Preview of {page.cache}", header, sections, script)
+
+
+def document(title: str, header: Html, sections: Sequence[Html], script: str = "") -> str:
+    """A whole document. Its policy lets it load nothing, and run no script but this one."""
+    policy = f"default-src 'none'; img-src data:; media-src data:; style-src {_only(CSS)}; script-src {_only(script)}"
     head = element(
         "head",
         element("meta", charset="utf-8"),
         element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("link", rel="icon", href="data:,"),  # else a browser asks the server for one
-        element("title", f"Preview of {page.cache}"),
+        element("title", title),
         element("style", Html(CSS)),
     )
-    sections = [_clips(page.cards), _charts(page), _quarantine(page.quarantine)]
-    sections += [
-        _section("Last encoding", _pairs(page.encoding) if page.encoding else element("p", "Nothing is on record.")),
-        _section("Recipe", _pairs(page.recipe)),
-    ]
-    header = element(
-        "header",
-        element("h1", "What is in the cache"),
-        element("p", element("code", page.cache)),
-        *(element("p", sentence) for sentence in page.summary),
-    )
-    script = [element("script", Html(SCRIPT))] if any(card.mp4 for card in page.cards) else []
-    body = element("body", header, element("main", *sections), *script)
+    scripts = [element("script", Html(script))] if script else []
+    body = element("body", header, element("main", *sections), *scripts)
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def heading(title: str, place: str, sentences: Sequence[str]) -> Html:
+    """What a page is of, and the most important in sentences."""
+    told = (element("p", sentence) for sentence in sentences)
+    return element("header", element("h1", title), element("p", element("code", place)), *told)
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """Bytes of a kind, such as image/png, as an address that holds them."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _only(content: str) -> str:
@@ -150,15 +162,15 @@ def _only(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def _section(title: str, *children: str, beside: str = "") -> Html:
+def section(title: str, *children: str, beside: str = "") -> Html:
     name = title.lower().replace(" ", "-")
-    heading = element("h2", title, id=name)
-    return element("section", element("div", heading, beside, class_="bar"), *children, aria_labelledby=name)
+    bar = element("div", element("h2", title, id=name), beside, class_="bar")
+    return element("section", bar, *children, aria_labelledby=name)
 
 
 def _clips(cards: Sequence[Card]) -> Html:
     button = element("button", "Play all", type="button", hidden="") if any(card.mp4 for card in cards) else ""
-    return _section("Clips", element("div", *map(_card, cards), class_="clips"), beside=button)
+    return section("Clips", element("div", *map(_card, cards), class_="clips"), beside=button)
 
 
 def _card(card: Card) -> Html:
@@ -168,32 +180,31 @@ def _card(card: Card) -> Html:
     gone = [element("div", card.no_source, class_="gone")] if card.no_source else []
     place = "one" if card.no_source else "both"
     figure = element("figure", labels, *gone, element("div", _video(card), class_=place))
-    return element("article", figure, element("div", text, _pairs(card.facts), class_="told"))
+    return element("article", figure, element("div", text, pairs(card.facts), class_="told"))
 
 
 def _video(card: Card) -> Html:
     if card.mp4 is None:
         link = element("a", card.link, href=card.link)
         return element("p", "Too large for this page: ", link, class_="gone")
-    return element(
-        "video",
-        controls="",
-        loop="",
-        muted="",
-        playsinline="",
-        preload="auto",
-        aria_label="the clip from the cache" if card.no_source else "source and, right of it, the clip from the cache",
-        src=f"data:video/mp4;base64,{base64.b64encode(card.mp4).decode()}",
+    return video(
+        card.mp4, "the clip from the cache" if card.no_source else "source and, right of it, the clip from the cache"
     )
 
 
-def _pairs(rows: Rows) -> Html:
+def video(mp4: bytes, label: str) -> Html:
+    """A player of a video, which `label` tells of to those who cannot see it."""
+    how = {"controls": "", "loop": "", "muted": "", "playsinline": "", "preload": "auto"}
+    return element("video", **how, aria_label=label, src=data_uri("video/mp4", mp4))
+
+
+def pairs(rows: Rows) -> Html:
     return element("dl", *(cell for name, value in rows for cell in (element("dt", name), element("dd", value))))
 
 
 def _charts(page: Page) -> Html:
     charts = (_bars("Clips by bucket", page.buckets), _bars("Clips by duration", page.durations))
-    return _section("All clips", element("div", *charts, class_="charts"))
+    return section("All clips", element("div", *charts, class_="charts"))
 
 
 def _bars(title: str, counts: Mapping[str, int]) -> Html:
@@ -216,13 +227,16 @@ def _bars(title: str, counts: Mapping[str, int]) -> Html:
 
 def _quarantine(reasons: Sequence[Reason]) -> Html:
     if not reasons:
-        return _section("Quarantine", element("p", "Empty."))
-    names = element("tr", *(element("th", name, scope="col") for name in ("inputs", "stage", "reason", "such as")))
-    rows = [
-        element("tr", *(element("td", cell) for cell in (f"{one.count:,}", one.stage, one.reason, one.example)))
-        for one in reasons
-    ]
-    return _section("Quarantine", element("table", element("thead", names), element("tbody", *rows)))
+        return section("Quarantine", element("p", "Empty."))
+    rows = [(f"{one.count:,}", one.stage, one.reason, one.example) for one in reasons]
+    return section("Quarantine", table(("inputs", "stage", "reason", "such as"), rows))
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
+    """Rows of cells under the names of their columns."""
+    head = element("tr", *(element("th", name, scope="col") for name in names))
+    body = (element("tr", *(element("td", cell) for cell in row)) for row in rows)
+    return element("table", element("thead", head), element("tbody", *body))
 
 
 def count_durations(seconds: Sequence[float], most: int = 12) -> dict[str, int]:

@@ -1,12 +1,10 @@
-"""PNGs to look at: what the cache holds beside what went in, what the model draws, how the loss fell."""
+"""PNGs to look at: what the cache holds beside what went in, what the model draws."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -71,38 +69,6 @@ def contact_sheet(path: str | Path, rows: Sequence[Row], titles: Sequence[str] =
 def sample_sheet(path: str | Path, samples: Sequence[tuple[str, NDArray[np.uint8]]]) -> None:
     """A PNG of (caption, frames uint8 (T, H, W, 3)): what the model drew for each caption. As `contact_sheet`."""
     contact_sheet(path, [Row(caption, (frames,)) for caption, frames in samples], titles=("",))
-
-
-def loss_plot(path: str | Path, steps: Sequence[int], losses: Sequence[float]) -> None:
-    """A PNG of the loss over the steps: every value faint, and a moving average. Losses may be NaN or infinite.
-
-    Raises ValueError when there is nothing to plot or the lengths differ.
-    """
-    if not len(steps) or len(steps) != len(losses):
-        raise ValueError(f"{path}: {len(steps)} steps and {len(losses)} losses; a plot needs one loss for every step")
-    window = max(1, len(steps) // 20) | 1
-    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(
-        xlabel="step", ylabel="loss", title=f"training loss over {len(steps):,} steps", axisbelow=True
-    )
-    known = np.where(np.isfinite(losses), losses, np.nan)
-    axes.plot(steps, known, color="#9db4d0", linewidth=0.8, label="every step")
-    axes.plot(steps, smooth(known, window), color="#1f4e8c", linewidth=2, label=f"mean of {window} steps")
-    axes.grid(color="#e6e6e6")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    # matplotlib's version in the metadata would change the bytes
-    publish(Path(path), lambda file: figure.savefig(file, format="png", metadata={"Software": None}))
-
-
-def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """The mean of the `window` values around each, fewer at the ends; NaN counts for nothing."""
-    known = np.isfinite(values)
-    kernel = np.ones(window)
-    total = np.convolve(np.where(known, values, 0), kernel)[window // 2 :][: len(values)]
-    count = np.convolve(known.astype(float), kernel)[window // 2 :][: len(values)]
-    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0.5)
 
 
 def check_row(row: Row, num_columns: int) -> None:

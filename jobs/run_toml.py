@@ -51,6 +51,8 @@ def _check_across_sections(config: RunConfig) -> None:
     except (TypeError, ValueError) as error:
         known = ", ".join(field.name for field in fields(DITS[config.model.name]))
         raise ConfigError(f"model.overrides: {error}; fields of {config.model.name}: {known}") from error
+    _check_objective(config)
+    _check_zero(config)
     if config.recipe.min_chunks > config.recipe.max_chunks:
         raise ConfigError(
             f"recipe.min_chunks: {config.recipe.min_chunks} is more than recipe.max_chunks, "
@@ -62,6 +64,33 @@ def _check_across_sections(config: RunConfig) -> None:
             f"train.timestep_transform: Open-Sora's formula counts chunks of {CHUNK_FRAMES} frames and {CHUNK_LATENTS} "
             f"latents, those of {spec.vae} have {spec.chunk_frames} and {spec.chunk_latents}; "
             f"set train.timestep_transform=false"
+        )
+
+
+def _check_zero(config: RunConfig) -> None:
+    if config.train.zero == "zero3-nvme" and config.train.nvme is None:
+        raise ConfigError("train.nvme: not given, and train.zero=zero3-nvme needs it; name a folder on a local disk")
+    if (config.train.zero, config.train.precision) == ("zero0", "fp16"):
+        raise ConfigError("train.zero: zero0 does not scale the loss as train.precision=fp16 needs it; use zero1")
+
+
+def _check_objective(config: RunConfig) -> None:
+    """IDDPM has 1000 steps, the same for every size, and learns a variance."""
+    if config.train.objective != "iddpm":
+        return
+    if config.train.timesteps != "discrete":
+        raise ConfigError(
+            f"train.timesteps: {config.train.timesteps}, and train.objective=iddpm has discrete steps; "
+            f"set train.timesteps=discrete"
+        )
+    if config.train.timestep_transform:
+        raise ConfigError(
+            "train.timestep_transform: true, and train.objective=iddpm does not shift its steps; "
+            "set train.timestep_transform=false"
+        )
+    if not config.model.overrides.get("pred_sigma", DITS[config.model.name].pred_sigma):
+        raise ConfigError(
+            "model.overrides: pred_sigma is false, and train.objective=iddpm learns the variance; leave it true"
         )
 
 
@@ -123,5 +152,5 @@ def _toml(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(one) for one in value) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{_toml(str(key))} = {_toml(one)}" for key, one in value.items()) + "}"
     return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from jobs.config import ConfigError, RunConfig
-from jobs.configured import configured_lengths, configured_recipe, count_tokens, describe_part, open_configured_set
+from jobs.configured import configured_recipe, configured_schedule, count_tokens, describe_part, open_configured_set
 from jobs.progress import console, say
 from models.dit import DITS
 from pipeline.schedule import Bucket, Count, GlobalBatch, Schedule
@@ -24,7 +24,7 @@ def show_schedule(config: RunConfig, epoch: int, steps: str) -> None:
     first, end = parse_steps(steps)
     recipe = configured_recipe(config)
     data = open_configured_set(config, recipe)
-    schedule = Schedule(data.schedule_rows(), configured_lengths(config, recipe.latent), config.train.seed)
+    schedule = configured_schedule(config, data)
     patch = DITS[config.model.name].patch_size
 
     def tokens(bucket: Bucket) -> int:

@@ -11,14 +11,15 @@ from cluster import runtime
 from jobs.config import RunConfig
 from jobs.configured import configured_recipe, describe_configured_text
 from jobs.events import Events
-from jobs.plan import read_manifest, read_plan
+from jobs.lookout import Lookout
+from jobs.plan import read_manifest
 from jobs.progress import progress, say
 from models.text.interface import TextDescription
 from pipeline.cache import Cache
 from pipeline.errors import Refused
 from pipeline.index import merge_index
 from pipeline.location import Place
-from pipeline.plan import shards_of
+from pipeline.plan import planned_shards
 from pipeline.recipe import Recipe, check_recipe
 from pipeline.records import TextSample
 from pipeline.shard import is_committed
@@ -37,31 +38,64 @@ from pipeline.text_column import (
 Work: TypeAlias = TextShard | Place  # a shard, or where the null caption goes
 
 
-def text(config: RunConfig) -> int:
-    """Encode the captions of every committed shard whose text is missing or not of today's captions."""
+def text(config: RunConfig, follow: bool = False) -> int:
+    """Encode the captions of every committed shard whose text is missing or not of today's captions.
+
+    With `follow` shards are waited for until `encode` has committed all that are planned, and done as they come.
+    """
     cache, recipe = config.cache, configured_recipe(config)
     check_recipe(cache, recipe)
-    planned = list(shards_of(read_plan(cache)))
+    encoder = describe_configured_text(config)
+    if follow:
+        _follow(config, encoder, recipe)
+    planned = planned_shards(cache)
     shards = committed_shards(cache, planned, recipe)
     if not shards:
         raise Refused(f"{cache.latents}: none of {len(planned)} planned shards is committed; run `encode` first")
-    encoder = describe_configured_text(config)
-    origin, column = text_origin(encoder, config.text.path), cache.text(encoder.name)
+    stale = _encode_stale(config, encoder, shards)
+    merge_index(cache.text_index(encoder.name), cache.text(encoder.name), shards, TextSample)
+    left = len(planned) - len(shards)
+    behind = f"; {left} of {len(planned)} shards are not encoded yet" if left else ""
+    say(f"text: {_count(stale)} encoded, {len(shards) - len(stale)} shards were current{behind}")
+    return 0
+
+
+def _follow(config: RunConfig, encoder: TextDescription, recipe: Recipe) -> None:
+    """Encode the captions of each planned shard as soon as its latents are committed."""
+    cache = config.cache
+    done: set[str] = set()
+
+    def look() -> str:
+        """Do what is there by now. Returns what is missing."""
+        planned = planned_shards(cache)
+        found = committed_shards(cache, [shard for shard in planned if shard not in done], recipe)
+        if found and (stale := _encode_stale(config, encoder, found)):
+            say(f"text: {_count(stale)} encoded")
+        done.update(found)
+        left = len(planned) - len(done)
+        return f"{left} of {len(planned)} planned shards are not encoded yet (`encode`)" if left else ""
+
+    Lookout(look, lambda message: say(f"text: {message}")).wait()
+
+
+def _encode_stale(config: RunConfig, encoder: TextDescription, shards: Sequence[str]) -> list[TextShard]:
+    """Encode the captions of those shards whose text is not current, and the null caption where it is not."""
+    cache, origin = config.cache, text_origin(encoder, config.text.path)
     videos = {video.id: video for video in read_manifest(cache)}
     works = list(in_parallel(lambda shard: text_shard(cache, shard, videos, origin.fingerprint), shards))
-    stale = find_stale(column, works)
+    stale = find_stale(cache.text(encoder.name), works)
     null = [] if is_null_current(cache, origin) else [cache.null_text(encoder.name)]
     if stale or null:
         cache.text_index(encoder.name).unlink(missing_ok=True)  # it must not point into tars that are about to change
         _encode_all(config, encoder, [*null, *stale])
     write_text_origin(cache, origin)
-    merge_index(cache.text_index(encoder.name), column, shards, TextSample)
     captions = sum(len(set(work.captions)) for work in stale)
     Events(cache.events, "text").write("done", encoder=encoder.name, shards=len(stale), captions=captions)
-    left = len(planned) - len(shards)
-    behind = f"; {left} of {len(planned)} shards are not encoded yet" if left else ""
-    say(f"text: {len(stale)} shards with {captions} captions encoded, {len(works) - len(stale)} were current{behind}")
-    return 0
+    return stale
+
+
+def _count(works: Sequence[TextShard]) -> str:
+    return f"{len(works)} shards with {sum(len(set(work.captions)) for work in works)} captions"
 
 
 def committed_shards(cache: Cache, planned: Sequence[str], recipe: Recipe) -> list[str]:

@@ -6,16 +6,19 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+Key = TypeVar("Key")
 LISTED = 12  # names of each kind in an error message: enough to see the pattern
+WHOLE, INDEX, SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"
+MAX_SHARD_BYTES = 5 * 10**9
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then put it in place: readers see the old file or the new, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -32,6 +35,66 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     """A state dict -> one safetensors file, whole or not at all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_whole(path, lambda aside: save_file(plain, aside, metadata={"format": "pt"}))
+
+
+def split_by_bytes(sizes: Mapping[Key, int], most: int) -> list[list[Key]]:
+    """What has so many bytes each -> groups of neighbours with at most `most`, at least one group; one that is larger
+    is alone."""
+    groups: list[list[Key]] = [[]]
+    room = most
+    for key, size in sizes.items():
+        if size > room and groups[-1]:
+            groups.append([])
+            room = most
+        groups[-1].append(key)
+        room -= size
+    return groups
+
+
+def save_sharded(
+    sizes: Mapping[str, int],
+    read: Callable[[list[str]], Mapping[str, Tensor]],
+    folder: Path,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """A state dict -> safetensors as transformers writes them: one file, or shards and an index of them.
+
+    `sizes` are the bytes of each tensor. `read` gives those it is asked for; no more than a shard is in memory at a
+    time. Files of an earlier state dict are removed: a reader takes the whole file where there is one.
+    """
+    shards = split_by_bytes(sizes, max_shard_bytes)
+    count = len(shards)
+    files = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+    files = files if count > 1 else [WHOLE]
+    for stale in (WHOLE, INDEX, SHARDS):
+        for path in folder.glob(stale):
+            path.unlink()
+    for file, names in zip(files, shards, strict=True):
+        save_weights(read(names), folder / file)
+    if count > 1:
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
+
+
+def find_sharded(folder: Path) -> tuple[Path, ...]:
+    """The safetensors of one model, all of them there: one file, or those of the index; none where there is neither."""
+    if (folder / WHOLE).exists():
+        return (folder / WHOLE,)
+    if not (folder / INDEX).exists():
+        return ()
+    names = sorted(set(read_config(folder / INDEX).get("weight_map", {}).values()))
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing or not names:
+        raise ValueError(
+            f"{folder / INDEX}: not found beside it: {', '.join(missing) or 'any'}; fetch the folder again"
+        )
+    return tuple(folder / name for name in names)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """JSON, whole or not at all."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_whole(path, lambda aside: aside.write_text(text))
 
 
 def read_weights(path: Path, only: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -52,9 +115,10 @@ def read_weights(path: Path, only: Sequence[str] | None = None) -> dict[str, Ten
         ) from error
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill `model` from a safetensors file; see `fill_weights`."""
-    fill_weights(model, read_weights(path), str(path))
+def load_weights(model: nn.Module, *paths: Path) -> None:
+    """Fill `model` from the safetensors files of one state dict; see `fill_weights`."""
+    found = {name: tensor for path in paths for name, tensor in read_weights(path).items()}
+    fill_weights(model, found, str(paths[0] if len(paths) == 1 else paths[0].parent))
 
 
 def fill_weights(model: nn.Module, found: Mapping[str, Tensor], origin: str) -> None:

@@ -16,6 +16,7 @@ class Cache:
     """
 
     root: Place
+    indexes: Place | None = None  # the folder of its indexes, where these are elsewhere, of some of its shards
 
     @property
     def recipe(self) -> Place:
@@ -46,7 +47,7 @@ class Cache:
 
     @property
     def index(self) -> Place:
-        return self.root / "index.parquet"
+        return (self.indexes or self.root) / "index.parquet"
 
     @property
     def events(self) -> Place:
@@ -65,7 +66,7 @@ class Cache:
         return self.root / "text" / encoder
 
     def text_index(self, encoder: str) -> Place:
-        return self.text(encoder) / "index.parquet"
+        return (self.indexes / "text" / encoder if self.indexes else self.text(encoder)) / "index.parquet"
 
     def null_text(self, encoder: str) -> Place:
         """The embedding of the null caption, (tokens, dim) float16, which stands for no words."""

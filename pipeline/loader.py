@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -17,9 +17,10 @@ from pipeline.storage import THREADS
 from pipeline.stream import stream
 from pipeline.training_set import TrainingSet
 
-__all__ = ["RankSteps", "load_batches", "stream"]
+__all__ = ["RankSteps", "load_batches", "read_ahead", "stream"]
 
 AHEAD = 4  # batches
+Item = TypeVar("Item")
 
 
 class RankSteps:
@@ -63,7 +64,7 @@ def load_batches(
         yield from loader
         return
     try:
-        yield from _read_ahead(iter(loader))
+        yield from read_ahead(iter(loader), AHEAD)
     finally:
         threads.shutdown(cancel_futures=True)
 
@@ -72,13 +73,13 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, AHEAD of them brought together before they are asked for."""
+def read_ahead(items: Iterator[Item], ahead: int) -> Iterator[Item]:
+    """The same items, so many of them brought together by a thread before they are asked for."""
     thread = ThreadPoolExecutor(1)
     try:
-        pending = deque(thread.submit(next, batches, None) for _ in range(AHEAD))
-        while (batch := pending.popleft().result()) is not None:
-            pending.append(thread.submit(next, batches, None))
-            yield batch
+        pending = deque(thread.submit(next, items, None) for _ in range(ahead))
+        while (item := pending.popleft().result()) is not None:
+            pending.append(thread.submit(next, items, None))
+            yield item
     finally:
         thread.shutdown(cancel_futures=True)

@@ -243,6 +243,12 @@ def planned_videos(cache: Cache) -> set[str]:
     return {video for path in cache.plans() for video in read_table(path, Clip)["video"].unique().to_pylist()}
 
 
+def planned_shards(cache: Cache) -> list[str]:
+    """The names of the shards of every generation, in plan order."""
+    generations = (read_table(path, Clip, ["shard"])["shard"].unique() for path in cache.plans())
+    return [shard for generation in generations for shard in generation.to_pylist()]
+
+
 def find_tombstones(planned: Collection[str], videos: Iterable[Video]) -> list[Tombstone]:
     """The planned videos that have left the source, by id; those that the manifest has forgotten have no path."""
     known = {video.id: video for video in videos}

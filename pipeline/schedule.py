@@ -94,12 +94,19 @@ class Schedule:
     n epochs it is shown n times as often, to within one. At which of its kind's lengths it is shown, and from which
     chunk on, is drawn anew in each epoch. Shuffling works in windows of `window_shards` shards, so that reads stay near
     each other: shards are shuffled, then the rows within each window. A batch is due when its last row is.
+
+    `begins` is the step of training that it begins at, and the epoch that it begins with.
     """
 
     def __init__(
-        self, rows: Rows, lengths: Callable[[Bucket], Lengths], seed: int, window_shards: int = WINDOW_SHARDS
+        self,
+        rows: Rows,
+        lengths: Callable[[Bucket], Lengths],
+        seed: int,
+        window_shards: int = WINDOW_SHARDS,
+        begins: tuple[int, int] = (0, 0),
     ) -> None:
-        self.rows, self.seed, self.window_shards = rows, seed, window_shards
+        self.rows, self.seed, self.window_shards, self.begins = rows, seed, window_shards, begins
         self.shown = Shown.of(rows, [lengths(kind) for kind in rows.kinds])
         self._num_chunks = np.array([kind.num_chunks for kind in rows.kinds])
         self._all_once = bool((self.shown.times == 1).all())
@@ -109,9 +116,11 @@ class Schedule:
 
     def locate(self, step: int) -> tuple[int, int]:
         """A step counted from the beginning of training -> (epoch, step in that epoch)."""
+        first_step, epoch = self.begins
+        step -= first_step
         if self._same_length:
-            return divmod(step, self.num_steps(0))
-        epoch = 0
+            passed, step = divmod(step, self.num_steps(0))
+            return epoch + passed, step
         while step >= self.num_steps(epoch):
             step -= self.num_steps(epoch)
             epoch += 1

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import glob
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what a disk says that takes no more
+COPY_BYTES = 16 << 20
 THREADS = 32  # requests in flight: they wait for the disk or the network, not for the processor
 
 
@@ -178,6 +180,27 @@ def list_files(folder: Place, suffix: str) -> list[Place]:
     else:
         places = list(folder.glob("*"))
     return sorted((one for one in places if one.name.endswith(suffix)), key=lambda one: one.name)
+
+
+def list_folders(folder: Place) -> list[Place]:
+    """The folders in a folder, by name; none where it is not there. A store is asked for a listing."""
+    if isinstance(folder, Location):
+        with plain_errors(folder):
+            found = obstore.list_with_delimiter(folder.store(), folder.key)["common_prefixes"]
+        places: list[Place] = [folder.at(one) for one in found]
+    else:
+        places = [one for one in folder.glob("*") if one.is_dir()]
+    return sorted(places, key=lambda one: one.name)
+
+
+def copy_file(source: Place, place: Place) -> None:
+    """Bring a file to another place, whole, a piece at a time. Refused where it cannot be written."""
+    with source.open("rb") as file:
+        if isinstance(place, Location) and isinstance(source, Path):  # which can be sent as it lies there
+            with writing(place):
+                _put(place, cast(BinaryIO, file), replace=True)
+            return
+        publish(place, lambda copy: shutil.copyfileobj(file, copy, COPY_BYTES))
 
 
 def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

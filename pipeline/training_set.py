@@ -14,6 +14,7 @@ from pipeline.cache import Cache
 from pipeline.errors import Refused
 from pipeline.recipe import Recipe, check_mixable, check_recipe, convertible_recipe
 from pipeline.schedule import Rows
+from pipeline.split import ALL, Split
 from pipeline.text_column import TextOrigin, read_text_origin
 from pipeline.view import View, open_view
 
@@ -92,12 +93,13 @@ def open_training_set(
     filter: str = "",
     renormalize: bool = False,
     mixed: Mapping[Cache, float] | None = None,
+    split: Split = ALL,
 ) -> TrainingSet:
     """The clips of `cache`, and those of `mixed` with how often each is shown per epoch, as latents of `recipe`.
 
-    Clips of removed videos and those that `filter` does not match are left out. Refused where `recipe` did not make the
-    cache, or where one of the others has latents of another kind or text of another encoder; with `renormalize` another
-    normalization is converted.
+    Clips of removed videos, those that `filter` does not match and those of the other side of `split` are left out.
+    Refused where `recipe` did not make the cache, or where one of the others has latents of another kind or text of
+    another encoder; with `renormalize` another normalization is converted.
     """
     named = [(cache, 1.0), *(mixed or {}).items()]
     recipes = [_stored_recipe(one, recipe, renormalize, is_own=not number) for number, (one, _) in enumerate(named)]
@@ -105,7 +107,7 @@ def open_training_set(
     parts: dict[Path, Part] = {}  # by the folders of their views: what is in one are the same clips
     for (one, times), stored in zip(named, recipes):
         _check_text(one, read_text_origin(one, text_encoder), text)
-        view = open_view(one, stored, text_encoder, filter)
+        view = open_view(one, stored, text_encoder, filter, split)
         if view.folder in parts:
             raise Refused(
                 f"{one.root}: holds the clips of {parts[view.folder].cache.root} again; name each cache once, and how "

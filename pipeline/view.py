@@ -28,10 +28,11 @@ from pipeline.plan import read_tombstones
 from pipeline.recipe import Recipe
 from pipeline.records import Sample, TextSample, Video
 from pipeline.scratch import scratch_folder
+from pipeline.split import ALL, Split
 from pipeline.storage import publish, while_room
 from pipeline.tables import read_parts, read_table
 
-FORMAT = 1  # of the files below; another one is made anew
+FORMAT = 2  # of the files below; another one is made anew
 FILES = ("rows", "kind", "view.json")  # the last one says that the others are whole
 UNUSED_S = 7 * 24 * 3600.0  # after which a view that nobody has opened is removed
 PART_ROWS = 1 << 16  # of the indexes, that are in memory together
@@ -60,6 +61,10 @@ OF_MANIFEST = {field.name for field in fields(Video)} - OF_INDEX
 Match = Callable[[pa.Table], np.ndarray]
 
 
+class NothingLeft(Refused):
+    """There are no clips, or none to train on."""
+
+
 @dataclass(frozen=True)
 class View:
     """The clips of one cache that are trained on, in the order of its index; rows of one shard follow each other."""
@@ -72,19 +77,21 @@ class View:
     shard_ends: np.ndarray  # (shards,) int64
     num_removed: int  # clips left out because their videos left the source
     num_filtered: int  # clips left out by the filter
+    num_held_out: int  # clips left out because they are of the other side of the split
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process, it is mapped there, not copied."""
         return _map, (self.folder,)
 
 
-def open_view(cache: Cache, recipe: Recipe, text_encoder: str, filter: str = "") -> View:
-    """The clips of a cache without those of removed videos and those that `filter` does not match.
+def open_view(cache: Cache, recipe: Recipe, text_encoder: str, filter: str = "", split: Split = ALL) -> View:
+    """The clips of a cache on one side of a split, without those of removed videos and those that `filter` does not
+    match.
 
-    It is made once for each state of the cache and each filter, in this machine's scratch folder, and then only mapped.
+    It is made once for each state of the cache, filter and side, in this machine's scratch folder, then only mapped.
     Refused where a column is missing, made by another recipe or behind the other, or where no clip is left.
     """
-    identity = _identity(cache, recipe, text_encoder, filter)
+    identity = _identity(cache, recipe, text_encoder, filter, split)
     views = scratch_folder("views")
     folder = views / identity
     with _locked(views / f"{identity}.lock"):
@@ -92,8 +99,8 @@ def open_view(cache: Cache, recipe: Recipe, text_encoder: str, filter: str = "")
             _sweep(views)
             try:
                 with while_room(f"{folder}: cannot be written", "set TMPDIR"):
-                    told = _write(folder, cache, text_encoder, filter)
-                if identity != _identity(cache, recipe, text_encoder, filter):
+                    told = _write(folder, cache, text_encoder, filter, split)
+                if identity != _identity(cache, recipe, text_encoder, filter, split):
                     raise Refused(f"{cache.root}: changed while its index was read; run again when that is done")
                 publish(folder / "view.json", json.dumps(told).encode())
             except BaseException:
@@ -102,9 +109,9 @@ def open_view(cache: Cache, recipe: Recipe, text_encoder: str, filter: str = "")
         return _map(folder)
 
 
-def _identity(cache: Cache, recipe: Recipe, text_encoder: str, filter: str) -> str:
+def _identity(cache: Cache, recipe: Recipe, text_encoder: str, filter: str, split: Split) -> str:
     """A digest of all that decides what is in a view."""
-    facts = [FORMAT, filter, recipe.fingerprint(), text_encoder]
+    facts = [FORMAT, filter, split, recipe.fingerprint(), text_encoder]
     for index, verb in ((cache.index, "encode"), (cache.text_index(text_encoder), "text")):
         facts.append(check_index(index, recipe, verb)["shards_sha256"])
     facts.append(sorted(read_tombstones(cache)))
@@ -142,7 +149,7 @@ def _sweep(views: Path) -> None:
                 lock.unlink()
 
 
-def _write(folder: Path, cache: Cache, text_encoder: str, filter: str) -> dict[str, Any]:
+def _write(folder: Path, cache: Cache, text_encoder: str, filter: str, split: Split) -> dict[str, Any]:
     """Write a view's rows, part by part of the index; returns what `view.json` is to say."""
     for name in FILES:  # what a killed process left, or who cleans up, may be mapped: its bytes must stay
         (folder / name).unlink(missing_ok=True)
@@ -151,14 +158,15 @@ def _write(folder: Path, cache: Cache, text_encoder: str, filter: str) -> dict[s
     kinds: dict[Bucket, int] = {}
     shards: dict[str, int] = {}
     ends: list[int] = []
-    num_rows, num_removed, num_filtered = 0, 0, 0
+    num_rows, num_removed, num_filtered, num_held_out = 0, 0, 0, 0
     with open(folder / "rows", "wb") as rows_file, open(folder / "kind", "wb") as kind_file:
         for samples, texts in _parts(cache, text_encoder, names_in(filter) & OF_INDEX):
             present = ~pc.call_function("is_in", [samples["video"]], pc.SetLookupOptions(removed)).to_numpy()
-            matched = match(samples)
+            matched, own = match(samples), split.takes(_fixed_width(samples["video"]))
             num_removed += int((~present).sum())
             num_filtered += int((present & ~matched).sum())
-            kept = pa.array(present & matched)
+            num_held_out += int((present & matched & ~own).sum())
+            kept = pa.array(present & matched & own)
             rows = _rows(samples.filter(kept), texts.filter(kept), shards)
             rows_file.write(rows.data)
             kind_file.write(_kinds(rows, kinds).data)
@@ -167,13 +175,13 @@ def _write(folder: Path, cache: Cache, text_encoder: str, filter: str) -> dict[s
         for file in (rows_file, kind_file):
             file.flush()
             os.fsync(file.fileno())
-    if not num_rows + num_removed + num_filtered:
-        raise Refused(f"{cache.index}: holds no clips; everything is in the quarantine")
+    if not num_rows + num_removed + num_filtered + num_held_out:
+        raise NothingLeft(f"{cache.index}: holds no clips; everything is in the quarantine")
     if not num_rows:
-        raise Refused(
-            f"{cache.index}: of {num_removed + num_filtered} clips none is left to train on: {num_removed} are of "
-            f"videos that left the source, {num_filtered} do not match train.filter {filter!r}; change that, or bring "
-            f"the videos back"
+        raise NothingLeft(
+            f"{cache.index}: of {num_removed + num_filtered + num_held_out} clips none is left to train on: "
+            f"{num_removed} are of videos that left the source, {num_filtered} do not match train.filter {filter!r}, "
+            f"{num_held_out} are held out by train.held_out; change these, or bring the videos back"
         )
     return {
         "kinds": list(kinds),
@@ -181,6 +189,7 @@ def _write(folder: Path, cache: Cache, text_encoder: str, filter: str) -> dict[s
         "shard_ends": ends,
         "num_removed": num_removed,
         "num_filtered": num_filtered,
+        "num_held_out": num_held_out,
     }
 
 
@@ -277,4 +286,5 @@ def _map(folder: Path) -> View:
         shard_ends=np.array(told["shard_ends"], np.int64),
         num_removed=told["num_removed"],
         num_filtered=told["num_filtered"],
+        num_held_out=told["num_held_out"],
     )

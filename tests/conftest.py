@@ -24,7 +24,7 @@ from jobs.scan import scan
 from jobs.shapes import make_shapes
 from jobs.text import text
 from jobs.train import train, train_worker
-from jobs.training.checkpoint import list_committed
+from jobs.training.committed import list_committed
 from pipeline.location import Place
 from tests.object_store import CREDENTIALS, Bucket, serve_bucket
 from tests.shards import local

@@ -29,10 +29,11 @@ HOMES = {  # the only places, as folders or files, that may import a package
     "diffusers": {"models/vae"},
     "transformers": {"models/text/t5.py"},
     "huggingface_hub": {"models/hub.py"},
-    "matplotlib": {"jobs/pictures.py"},
+    "matplotlib": {"jobs/plots.py"},
+    "yaml": {"jobs/manifest.py"},
     "PIL": {"jobs/pictures.py"},
     "torch": {
-        *("models", "jobs", "pipeline/encode.py", "pipeline/gate.py"),
+        *("models", "jobs", "cluster/torchrun.py", "pipeline/encode.py", "pipeline/gate.py"),
         *("pipeline/batch_reader.py", "pipeline/buffers.py", "pipeline/loader.py"),
     },
 }

@@ -1,17 +1,18 @@
 """DeepSpeed: one optimizer step over all ranks, among which weights, their average and the optimizer are divided."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from jobs.config import TrainConfig
 from jobs.training import zero_state
 from jobs.training.machine import find_tools
 from jobs.training.optimizer import ema_decay, learning_rate, make_optimizer, parameter_groups
-from jobs.training.zero import ZERO, deepspeed_config
+from jobs.training.zero import deepspeed_config, is_offloaded
 from jobs.training.zero_state import Piece
 
 
@@ -25,8 +26,8 @@ class Engine:
         deepspeed.init_distributed()
         self.settings = settings
         groups = parameter_groups(model, settings)
-        offloaded = "offload_optimizer" in ZERO[settings.zero]
-        optimizer = make_optimizer(groups, settings, on_cpu=offloaded, on_gpu=torch.cuda.is_available())
+        optimizer = make_optimizer(groups, settings, is_offloaded(settings), on_gpu=torch.cuda.is_available())
+        self._untrained = zero_state.untrained(model) if dist.get_rank() == 0 else {}
         # By the parameter, which stays the same object whatever DeepSpeed does with its memory.
         self._names = {one: name for name, one in model.named_parameters() if one.requires_grad}
         self.shapes = {name: tuple(parameter.shape) for parameter, name in self._names.items()}
@@ -35,7 +36,7 @@ class Engine:
         self._deepspeed, *_ = initialize(
             model=model, optimizer=optimizer, config=deepspeed_config(settings, num_parameters)
         )
-        zero_state.begin(self._deepspeed)
+        zero_state.begin(self._deepspeed, settings.nvme if settings.zero == "zero3-nvme" else None)
         self.device = torch.device(self._deepspeed.device)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -52,17 +53,12 @@ class Engine:
         self._deepspeed.backward(loss)
 
     def step(self, step: int) -> float:
-        """Clip, update, average, with the knobs of `step`. Returns the norm of the gradient."""
+        """Clip, update, average, with the knobs of `step`. Returns the norm of the gradient; infinite where it was no
+        number, or too large for float16: then nothing was updated."""
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = group["lr_scale"] * learning_rate(self.settings, step)
             group["ema_decay"] = ema_decay(self.settings, step)
-        norm = self._whole_norm() if zero_state.base_optimizer(self._deepspeed) is self._deepspeed.optimizer else None
-        self._deepspeed.step()
-        return float(self._deepspeed.get_global_grad_norm()) if norm is None else norm
-
-    def _whole_norm(self) -> float:
-        """Of gradients that every rank has whole, which DeepSpeed clips without telling their norm."""
-        return float(torch.nn.utils.get_total_norm([one.grad for one in self._names if one.grad is not None]))
+        return zero_state.step(self._deepspeed)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -85,8 +81,13 @@ class Engine:
         return zero_state.pieces(self._deepspeed, self._names)
 
     def untrained(self) -> dict[str, Tensor]:
-        """Frozen parameters and buffers, whole, on the CPU; called by every rank."""
-        return zero_state.untrained(self.model)
+        """Frozen parameters and buffers, whole, as the model was built with them; none on ranks other than 0."""
+        return self._untrained
+
+    def set_untrained(self, tensors: Mapping[str, Tensor]) -> None:
+        """Have the frozen parameters and buffers of an earlier run; called by every rank, with all of them."""
+        zero_state.set_untrained(self.model, tensors)
+        self._untrained = {name: tensors[name] for name in self._untrained}
 
     @property
     def counters(self) -> dict[str, Any]:

@@ -8,29 +8,40 @@ from pathlib import Path
 
 import torch
 
+from jobs.config import TrainConfig
+from jobs.training.zero import is_offloaded
 from pipeline.errors import Refused
 
 
 def compiler_problem() -> str:
     """What is missing to build DeepSpeed's CPU operators, in one line; empty where nothing is."""
     if not (shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")):
-        return "no C++ compiler; DeepSpeed compiles a small operator on CPU: install g++ (apt-get install g++)"
+        return "no C++ compiler; DeepSpeed compiles its CPU operators: install g++ (apt-get install g++)"
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        return "no Python.h; DeepSpeed compiles a small operator on CPU: install python3-dev"
+        return "no Python.h; DeepSpeed compiles its CPU operators: install python3-dev"
     return ""
 
 
+def refuse_impossible(settings: TrainConfig, on_gpu: bool) -> None:
+    """Refuse what DeepSpeed could not do on such workers, before one starts."""
+    if settings.precision == "fp16" and not on_gpu:
+        raise Refused("train.precision: fp16 needs a GPU and there is none; use bf16 or fp32")
+    if (not on_gpu or is_offloaded(settings)) and (problem := compiler_problem()):
+        raise Refused(problem)
+
+
 def prepare_machine() -> str:
-    """Build DeepSpeed's CPU operator if it is not built yet, so that no training step has to. Returns what was done."""
+    """Build DeepSpeed's CPU operators if they are not built yet, so that no training has to. Returns what was done."""
     find_tools()
     if torch.cuda.is_available():
-        return "CUDA is here: DeepSpeed needs nothing built beforehand"
+        return "CUDA is here: DeepSpeed needs nothing built beforehand, but for train.zero=...-offload"
     if problem := compiler_problem():
         raise Refused(problem)
-    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+    from deepspeed.ops.op_builder.cpu import CPUAdamBuilder, ShareMemCommBuilder
 
-    ShareMemCommBuilder().load(verbose=False)
-    return "DeepSpeed's CPU operator is built"
+    for operator in (ShareMemCommBuilder(), CPUAdamBuilder()):
+        operator.load(verbose=False)
+    return "DeepSpeed's CPU operators are built"
 
 
 def find_tools() -> None:

@@ -1,15 +1,19 @@
-"""What a training run says of itself: one line of JSON and one TensorBoard point per step."""
+"""What a training run says of itself: a line of JSON and a TensorBoard point per step, and Ray's own metrics."""
 
 import json
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from cluster.gauges import Gauges
+from jobs.events import read_events
 from jobs.progress import Bar
 from pipeline.storage import publish
 
@@ -22,12 +26,31 @@ class Metrics:
         kept = [line for line in read_metrics(self.path) if line["step"] <= start]
         publish(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
+        self.gauges = Gauges("latentmill_train")
+        self.begun_s = begun_s(read_events(out / "events.jsonl"))
+        self.stepping_s = sum(line["step_s"] for line in kept)
 
-    def write(self, step: int, **values: float) -> None:
+    def write(self, step: int, step_s: float, **values: float) -> None:
+        """Those of a step, and the goodput: what part of the time since the run first began went into steps that
+        count. The rest went into starting, checkpoints, measuring, pauses, and steps that were done again."""
+        self.stepping_s += step_s
+        values = {
+            "step_s": step_s,
+            **values,
+            "goodput": self.stepping_s / max(self.stepping_s, time.time() - self.begun_s),
+        }
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
-            self.board.add_scalar(f"train/{name}", value, step)
+            self.board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        self.board.flush()  # else a run that ends takes the last points with it
+        self.gauges.set({"step": step, **values})
+
+
+def begun_s(events: Sequence[dict[str, Any]]) -> float:
+    """When a run first began, in seconds since the epoch; now where its events do not tell."""
+    starts = [event["time"] for event in events if (event["verb"], event["event"]) == ("train", "start")]
+    return datetime.fromisoformat(starts[0]).timestamp() if starts else time.time()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -36,13 +59,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def read_new_metrics(path: Path, seen_bytes: int) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines behind `seen_bytes`, and how many bytes are seen now; a shorter file is read from its start."""
+    """The whole lines behind `seen_bytes`, and how many bytes are seen now.
+
+    A resumed run writes the file anew: where no line ends at `seen_bytes` any more, it is read from its start.
+    """
     if not path.exists():
         return [], 0
     with open(path, "rb") as file:
-        if path.stat().st_size < seen_bytes:
+        file.seek(max(0, seen_bytes - 1))
+        if seen_bytes and file.read(1) != b"\n":
             seen_bytes = 0
-        file.seek(seen_bytes)
+            file.seek(0)
         text = file.read()
     whole = text[: text.rfind(b"\n") + 1]
     return [json.loads(line) for line in whole.splitlines()], seen_bytes + len(whole)
@@ -58,8 +85,7 @@ def following(path: Path, bar: Bar) -> Iterator[None]:
         lines, seen_bytes = read_new_metrics(path, seen_bytes)
         recent.extend(lines)
         if lines:
-            loss = sum(line["loss"] for line in recent) / len(recent)
-            bar.move_to(recent[-1]["step"], f"loss {loss:.4f}, {recent[-1]['step_s']:.2f} s/step")
+            bar.move_to(recent[-1]["step"], describe_steps(list(recent)))
         return seen_bytes
 
     def follow() -> None:
@@ -75,3 +101,19 @@ def following(path: Path, bar: Bar) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def describe_steps(lines: list[dict[str, Any]]) -> str:
+    """The few numbers of the latest steps that matter while one watches, on average."""
+
+    def mean(name: str) -> float:
+        return sum(line[name] for line in lines) / len(lines)
+
+    rate = mean("samples_per_s")
+    told = [
+        f"loss {mean('loss'):.4f}",
+        f"{mean('step_s'):.2f} s/step",
+        f"{rate:,.0f} samples/s" if rate >= 10 else f"{rate:.2g} samples/s",
+        f"data wait {mean('data_wait_share'):.1%}",
+    ]
+    return ", ".join([*told, f"MFU {mean('mfu'):.1%}"] if all("mfu" in line for line in lines) else told)

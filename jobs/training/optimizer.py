@@ -5,14 +5,18 @@ is divided among the ranks as they are, and is stored and restored with them, un
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jobs.config import ConfigError, LearningRateSchedule, TrainConfig
+from pipeline.storage import while_room
 
 STATES = ("exp_avg", "exp_avg_sq", "ema")  # of each element of the master weights, float32
 
@@ -67,29 +71,27 @@ class Averaged(torch.optim.Optimizer):
 
     begun = False
 
-    def begin(self, masters: Iterable[Tensor]) -> None:
+    def begin(self, masters: Iterable[Tensor], folder: Path | None) -> None:
         """Make the state of the tensors that will be stepped on, before the first step: the average is what they are
-        now."""
+        now. With a `folder`, in files there, mapped to memory."""
         for master in masters:
-            self.state[master] = {
-                "step": self._count(0),
-                **{name: torch.zeros_like(master) for name in STATES if name != "ema"},
-                "ema": master.detach().clone(),
-            }
+            state = {name: torch.zeros_like(master) if folder is None else _mapped(master, folder) for name in STATES}
+            state["ema"].copy_(master.detach())
+            self.state[master] = {"step": self._count(0, master), **state}
         self.begun = True
 
     def set_steps(self, steps: int) -> None:
         """Restore how many updates were made, by which Adam corrects its moments."""
-        for state in self.state.values():
-            state["step"] = self._count(steps)
+        for master, state in self.state.items():
+            state["step"] = self._count(steps, master)
 
     @property
     def steps(self) -> int:
         """How many updates were made."""
         return int(next(iter(self.state.values()))["step"])
 
-    def _count(self, steps: int) -> Any:
-        return torch.tensor(float(steps))
+    def _count(self, steps: int, master: Tensor) -> Any:
+        return torch.tensor(float(steps), device=master.device)  # where a fused step looks for it
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -120,12 +122,20 @@ def make_optimizer(groups: list[dict[str, Any]], settings: TrainConfig, on_cpu: 
     return AveragedAdamW(groups, **knobs, fused=on_gpu or None)
 
 
+def _mapped(like: Tensor, folder: Path) -> Tensor:
+    """Zeros as `like`, (n,), in a file that is gone with this process: memory that the system may take back."""
+    num_bytes = like.numel() * like.element_size()
+    with while_room(f"train.nvme: {folder} has no room for {num_bytes} bytes"), NamedTemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, num_bytes)  # a full disk is told here, and does not kill a step later
+        return torch.from_file(file.name, shared=True, size=like.numel(), dtype=like.dtype)
+
+
 def _cpu_adam() -> type[Averaged]:
     """DeepSpeed's Adam for state in the CPU's memory; it is compiled when it is first made."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     class AveragedCPUAdam(Averaged, DeepSpeedCPUAdam):
-        def _count(self, steps: int) -> Any:
+        def _count(self, steps: int, master: Tensor) -> Any:
             return steps
 
     return AveragedCPUAdam

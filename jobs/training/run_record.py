@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from jobs.config import RunConfig
-from jobs.training.checkpoint import list_committed
+from jobs.events import Events
+from jobs.training.committed import list_committed, step_of
+from jobs.training.metrics import read_metrics
 from pipeline.errors import Refused
 from pipeline.storage import publish
 from pipeline.training_set import TrainingSet
@@ -19,6 +21,7 @@ FIXED = (
     *("train.batch", "train.tokens", "train.buckets", "train.batch_scale"),
     *("train.seed", "train.caption_dropout", "train.null_caption", "train.timestep_transform"),
     *("train.timesteps", "train.masks", "train.filter", "train.mix", "train.objective", "train.held_out"),
+    "train.follow",
 )
 HASHED_KEYS = 2**16
 
@@ -41,7 +44,7 @@ def refuse_other_run(config: RunConfig) -> None:
 def record_run(config: RunConfig, data: TrainingSet) -> None:
     """Write the configuration, and which clips there are. Refused where the run began with other ones: its place in an
     epoch would be one in another order."""
-    before, clips = _begun_as(config), _describe_clips(data)
+    before, clips = _begun_as(config), describe_clips(data)
     if before is not None and before["clips"] != clips:
         found, wanted = (sum(one["count"] for one in parts) for parts in (clips, before["clips"]))
         raise Refused(
@@ -50,6 +53,19 @@ def record_run(config: RunConfig, data: TrainingSet) -> None:
         )
     document = {**config.model_dump(mode="json"), "clips": clips}
     publish(_path(config), (json.dumps(document, indent=2) + "\n").encode())
+
+
+def committed_step(out: Path) -> int:
+    """The last step of a run that is committed; 0 where none is."""
+    found = list_committed(out / "checkpoints")
+    return step_of(found[-1].name) if found else 0
+
+
+def tell_begin(events: Events, out: Path, start: int, ranks: int) -> None:
+    """One event for each time that the steps begin, and how many of those told before are done again."""
+    told = read_metrics(out / "metrics.jsonl")
+    lost = max(0, told[-1]["step"] - start) if told else 0
+    events.write("begin", step=start, ranks=ranks, lost=lost)
 
 
 def _begun_as(config: RunConfig) -> dict[str, Any] | None:
@@ -62,7 +78,7 @@ def _begun_as(config: RunConfig) -> dict[str, Any] | None:
     return before
 
 
-def _describe_clips(data: TrainingSet) -> list[dict[str, Any]]:
+def describe_clips(data: TrainingSet) -> list[dict[str, Any]]:
     """What decides an epoch's order beside the configuration: the clips of each cache, in theirs."""
     return [{"count": len(part.view.rows), "keys_sha256": _digest(part.view.rows["key"])} for part in data.parts]
 

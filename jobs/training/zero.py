@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from jobs.config import ConfigError, TrainConfig, ZeroName
+from jobs.config import TrainConfig, ZeroName
 
 MAX_BUCKET_ELEMENTS = 200_000_000  # DeepSpeed allocates its buckets whole, so a small model gets small ones
 CPU = {"device": "cpu", "pin_memory": True}
@@ -15,12 +15,14 @@ ZERO: dict[ZeroName, dict[str, Any]] = {  # what is divided among the ranks, and
     "zero3": {"stage": 3},  # weights too
     "zero2-offload": {"stage": 2, "offload_optimizer": CPU},
     "zero3-offload": {"stage": 3, "offload_optimizer": CPU, "offload_param": CPU},
-    "zero3-nvme": {"stage": 3, "offload_optimizer": {"device": "nvme"}, "offload_param": CPU},
+    "zero3-nvme": {"stage": 3, "offload_optimizer": CPU, "offload_param": CPU},  # whose state is a file, mapped
 }
 
 
 def deepspeed_config(settings: TrainConfig, num_parameters: int) -> dict[str, Any]:
     """The dictionary that `deepspeed.initialize` is given. Learning rates, batches and their weights are ours."""
+    zero, bucket = ZERO[settings.zero], min(num_parameters, MAX_BUCKET_ELEMENTS)
+    gathered = "stage3_prefetch_bucket_size" if zero["stage"] == 3 else "allgather_bucket_size"
     return {
         # Batches differ in size and samples in weight: the loss says what each counts, and DeepSpeed only adds up.
         "train_micro_batch_size_per_gpu": 1,
@@ -28,22 +30,16 @@ def deepspeed_config(settings: TrainConfig, num_parameters: int) -> dict[str, An
         "gradient_clipping": settings.clip_grad_norm,
         "bf16": {"enabled": settings.precision == "bf16"},
         "fp16": {"enabled": settings.precision == "fp16"},
-        "zero_optimization": _zero(settings, min(num_parameters, MAX_BUCKET_ELEMENTS)),
+        # In 16 bits a sum over many ranks or parts would lose what the last ones add. Stages 0 and 1 have no float32 to
+        # add parts up in.
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32" if zero["stage"] >= 2 else None},
+        "zero_optimization": {**zero, "reduce_bucket_size": bucket, gathered: bucket},
         "zero_allow_untested_optimizer": True,  # AdamW with an average of the weights is none that it knows
         "steps_per_print": sys.maxsize,
     }
 
 
-def _zero(settings: TrainConfig, bucket: int) -> dict[str, Any]:
-    zero = {**ZERO[settings.zero], "reduce_bucket_size": bucket}
-    if zero["stage"] == 3:
-        zero["stage3_prefetch_bucket_size"] = bucket
-    else:
-        zero["allgather_bucket_size"] = bucket
-    if settings.zero == "zero3-nvme":
-        if settings.nvme is None:
-            raise ConfigError(
-                "train.nvme: not given, and train.zero=zero3-nvme keeps the optimizer there; name a folder"
-            )
-        zero["offload_optimizer"] = {"device": "nvme", "nvme_path": str(settings.nvme)}
-    return zero
+def is_offloaded(settings: TrainConfig) -> bool:
+    """Whether the optimizer's state is kept, and stepped on, in the CPU's memory."""
+    return "offload_optimizer" in ZERO[settings.zero]

@@ -5,9 +5,12 @@ themselves (stage 0 in float32), as a copy of each (stage 0 in 16 bits), as this
 behind the other (stages 1 and 2), or of each by itself (stage 3). The optimizer's state lies as they do.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -40,9 +43,9 @@ def master_weights(engine: Any) -> list[Tensor]:
     return [master for group in base_optimizer(engine).param_groups for master in group["params"]]
 
 
-def begin(engine: Any) -> None:
-    """Give the optimizer its state before the first step."""
-    base_optimizer(engine).begin(master_weights(engine))
+def begin(engine: Any, folder: Path | None = None) -> None:
+    """Give the optimizer its state before the first step; with a `folder`, on its disk."""
+    base_optimizer(engine).begin(master_weights(engine), folder)
     if engine.zero_optimization_stage() in (1, 2):
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -121,27 +124,51 @@ def exchange_average(engine: Any) -> None:
         average.copy_(kept)
 
 
+def step(engine: Any) -> float:
+    """Clip and update -> the norm of the gradient before; infinite where it was no number and nothing was updated."""
+    wrapper = engine.optimizer
+    if wrapper is base_optimizer(engine):  # clips without telling the norm, and steps on anything
+        gradients = [one.grad for group in wrapper.param_groups for one in group["params"] if one.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(norm):
+            engine.zero_grad()
+            return math.inf
+        engine.step()
+        return norm
+    engine.step()
+    return float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.inf
+
+
 def untrained(model: nn.Module) -> dict[str, Tensor]:
-    """What the optimizer does not hold of a model: frozen parameters and buffers, whole; called by every rank."""
+    """What the optimizer does not hold of a model: frozen parameters and buffers, copied to the CPU.
+
+    To be read before DeepSpeed has rounded and divided them.
+    """
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    held = {name: tensor for name, tensor in model.state_dict().items() if name not in trained}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in held.items()}
+
+
+def set_untrained(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Restore what `untrained` told, whole on every rank; called by every rank."""
     from deepspeed.runtime.zero import GatheredParameters
 
-    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    with GatheredParameters(list(frozen.values())):
-        found = {name: parameter.detach().cpu().clone() for name, parameter in frozen.items()}
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    state = model.state_dict()
-    return {**found, **{name: state[name].cpu() for name in state if name not in found and name not in trained}}
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    with GatheredParameters(frozen, modifier_rank=0):
+        held = model.state_dict()
+        for name, tensor in tensors.items():
+            held[name].copy_(tensor)
 
 
 def loss_scale(engine: Any) -> dict[str, Any]:
     """Where float16's loss scale stands, as plain values; empty for other precisions."""
-    scaler = getattr(engine.optimizer, "loss_scaler", None)
-    return {} if scaler is None or not engine.fp16_enabled() else dict(vars(scaler))
+    values = vars(engine.optimizer.loss_scaler) if engine.fp16_enabled() else {}
+    return {name: value for name, value in values.items() if isinstance(value, (bool, int, float))}
 
 
 def set_loss_scale(engine: Any, values: dict[str, Any]) -> None:
     """Restore what `loss_scale` told."""
-    if values and engine.fp16_enabled():
+    if engine.fp16_enabled():
         vars(engine.optimizer.loss_scaler).update(values)
 
 

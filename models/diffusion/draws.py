@@ -12,6 +12,8 @@ from torch import Tensor
 from models.diffusion.masks import draw_mask
 from models.diffusion.rectified_flow import TimestepMethod, draw_timesteps
 
+Null = tuple[Tensor, Tensor | None]  # a null caption (N, dim) and its mask (N,), as `drop_captions` reads them
+
 
 @dataclass(frozen=True)
 class Draws:

@@ -6,7 +6,7 @@ draws from a global generator. After Nichol and Dhariwal, Improved Denoising Dif
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from models.diffusion.masks import frame_mask, masked_mean
+from models.diffusion.rectified_flow import Given
 
 NUM_STEPS = 1000
 
@@ -137,27 +138,64 @@ def loss_terms(
 
 @torch.no_grad()
 def sample_ancestral(
-    model: Callable[[Tensor, Tensor], Tensor],
+    model: Callable[..., Tensor],
     noise: Tensor,
     schedule: Schedule,
     generators: Sequence[torch.Generator],
+    given: Given | None = None,
 ) -> Tensor:
     """Noise (B, c, t, h, w) -> latents, back through the schedule, by `model(latents, timestep (B,)) -> (B, 2c, ...)`.
 
     Every step but the last adds noise of its own; each sample has a generator for it. A guided model is
     `functools.partial(guided_with_variance, model, ...)`.
+
+    With `given` frames, a frame that may change by m stays as it is until the first timestep below 1000 m. There it is
+    noised with its own part of `noise`, and sampled from then on. `model` is called with `x_mask` (B, t) as well: False
+    for the frames that are still as given.
     """
     if len(generators) != len(noise):
         raise ValueError(f"{len(generators)} generators for {len(noise)} samples; give each sample its own")
+    if given is not None:
+        return _sample_ancestral_given(model, noise, schedule, generators, given)
     latents = noise
-    for number in reversed(range(len(schedule.betas))):
-        step = torch.full((len(noise),), number, device=noise.device)
-        output = model(latents, schedule.timesteps.to(noise.device)[step])
-        latents, log_variance = predict(schedule, output, latents, step)
-        if number > 0:
-            drawn = [torch.randn(noise.shape[1:], generator=one, device=one.device) for one in generators]
-            latents = latents + (0.5 * log_variance).exp() * torch.stack(drawn).to(latents)
+    for step, timestep in _steps_back(schedule, noise):
+        latents = _step_back(schedule, model(latents, timestep), latents, step, generators)
     return latents
+
+
+def _sample_ancestral_given(
+    model: Callable[..., Tensor],
+    noise: Tensor,
+    schedule: Schedule,
+    generators: Sequence[torch.Generator],
+    given: Given,
+) -> Tensor:
+    active = given.mask == 1  # these start as noise alone, with no trace of what is given
+    latents = torch.where(frame_mask(active), noise, given.latents)
+    for step, timestep in _steps_back(schedule, noise):
+        before, active = active, given.mask * NUM_STEPS > rearrange(timestep, "b -> b 1")
+        latents = torch.where(frame_mask(active & ~before), add_noise(schedule, given.latents, noise, step), latents)
+        moved = _step_back(schedule, model(latents, timestep, x_mask=active), latents, step, generators)
+        latents = torch.where(frame_mask(active), moved, latents)
+    return latents
+
+
+def _steps_back(schedule: Schedule, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The steps of a schedule from the last to the first, each (B,) int, and the timestep that the model is told."""
+    timesteps = schedule.timesteps.to(like.device)
+    for number in reversed(range(len(timesteps))):
+        step = torch.full((len(like),), number, device=like.device)
+        yield step, timesteps[step]
+
+
+def _step_back(
+    schedule: Schedule, output: Tensor, latents: Tensor, step: Tensor, generators: Sequence[torch.Generator]
+) -> Tensor:
+    mean, log_variance = predict(schedule, output, latents, step)
+    if step[0] == 0:
+        return mean
+    drawn = [torch.randn(latents.shape[1:], generator=one, device=one.device) for one in generators]
+    return mean + (0.5 * log_variance).exp() * torch.stack(drawn).to(latents)
 
 
 def _mix(schedule: Schedule, x0: Tensor, noise: Tensor, step: Tensor) -> Tensor:

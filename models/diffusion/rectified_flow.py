@@ -44,6 +44,14 @@ def draw_timesteps(
     raise ValueError(f"no timesteps are drawn by {method!r}; known are {', '.join(get_args(TimestepMethod))}")
 
 
+def timestep_quantiles(count: int, method: TimestepMethod = "logit-normal") -> Tensor:
+    """-> (count,) float32: the middles of equal shares of the timesteps that `draw_timesteps` draws, rising."""
+    share = (torch.arange(count) + 0.5) / count
+    if method == "logit-normal":
+        return torch.sigmoid(torch.special.ndtri(share)) * NUM_TIMESTEPS
+    return (share * NUM_TIMESTEPS).floor() if method == "discrete" else share * NUM_TIMESTEPS
+
+
 def timestep_transform(
     t: Tensor,
     height: Tensor | float,

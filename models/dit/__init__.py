@@ -1,7 +1,6 @@
 """Diffusion transformers by name: build one, save one, load one."""
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.dit.published import translate
+from models.dit.published import as_published, translate
 from models.dit.stdit3 import STDiT3, STDiT3Config
 from models.hub import locate
-from models.weights import find_file, load_weights, read_config, save_weights, write_whole
+from models.weights import (
+    INDEX,
+    MAX_SHARD_BYTES,
+    SHARDS,
+    WHOLE,
+    find_file,
+    find_sharded,
+    load_weights,
+    read_config,
+    save_sharded,
+    write_json,
+)
 
+DIT_FILES = ["config.json", WHOLE, INDEX, SHARDS]
 DITS = {
     "stdit3-xl/2": STDiT3Config(hidden_size=1152, depth=28, num_heads=16),  # the published 1.2 B parameters
     "stdit3-3b/2": STDiT3Config(hidden_size=1872, depth=28, num_heads=26),
@@ -30,20 +41,30 @@ def build_dit(name: str, **overrides: Any) -> STDiT3:
     """
     if name not in DITS:
         raise ValueError(f"no DiT is called {name!r}; known are {', '.join(DITS)}")
-    _refuse_unknown(overrides, f"DiT {name}")
+    known = [field.name for field in fields(STDiT3Config)]
+    if unknown := sorted(overrides.keys() - set(known)):
+        raise ValueError(f"DiT {name} has no field {', '.join(unknown)}; known are {', '.join(known)}")
     return STDiT3(replace(DITS[name], **overrides))
 
 
 def save_dit(model: STDiT3, folder: Path | str) -> None:
-    """Write config.json and model.safetensors, each whole; the config comes last and marks the folder complete."""
-    save_dit_weights(model.state_dict().items(), asdict(model.config), Path(folder))
+    """Write config.json and the weights, each file whole; the config comes last and marks the folder complete."""
+    tensors = model.state_dict()
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    save_dit_weights(asdict(model.config), sizes, lambda names: {name: tensors[name] for name in names}, Path(folder))
 
 
-def save_dit_weights(tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any], folder: Path) -> None:
-    """As `save_dit`, from names and tensors and the fields of STDiT3Config."""
-    save_weights(dict(tensors), folder / "model.safetensors")
-    text = json.dumps(config, indent=2) + "\n"
-    write_whole(folder / "config.json", lambda aside: _write_text(aside, text))
+def save_dit_weights(
+    config: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    read: Callable[[list[str]], Mapping[str, Tensor]],
+    folder: Path,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """As `save_dit`, from the fields of STDiT3Config, the bytes of each tensor, and what reads some of them."""
+    (folder / "config.json").unlink(missing_ok=True)
+    save_sharded(sizes, read, folder, max_shard_bytes)
+    write_json(folder / "config.json", as_published(config))
 
 
 def load_dit(path: Path | str) -> STDiT3:
@@ -52,32 +73,20 @@ def load_dit(path: Path | str) -> STDiT3:
     In float32 on the CPU; no random number is drawn. Raises ValueError where there is no such folder, the config has
     fields we do not know or cannot honour, or the weights do not fit it.
     """
-    weights = find_file(locate(path, ["config.json", "model.safetensors"]), ["model.safetensors"])
-    where = weights.with_name("config.json")
-    values = read_config(where)
-    if "model_type" in values:  # what transformers writes into every config of its own
-        values = translate(values, str(where))
-    with torch.device("meta"):  # no memory and no random numbers for weights that the file replaces
+    found = locate(path, DIT_FILES)
+    weights = () if found.is_file() else find_sharded(found)
+    weights = weights or (find_file(found, [WHOLE]),)
+    where = weights[0].with_name("config.json")
+    values = translate(read_config(where), str(where))
+    with torch.device("meta"):  # no memory and no random numbers for weights that the files replace
         model = STDiT3(_config(values, str(where)))
-    load_weights(model, weights)
+    load_weights(model, *weights)
     return model
 
 
 def _config(values: dict[str, Any], where: str) -> STDiT3Config:
-    """Plain JSON values -> the config; ValueError where a field is unknown, or one without default is missing."""
-    _refuse_unknown(values, where)
+    """Fields by name -> the config; ValueError where one without default is missing."""
     needed = [field.name for field in fields(STDiT3Config) if field.default is MISSING]
     if missing := [name for name in needed if name not in values]:
         raise ValueError(f"{where}: has no {', '.join(missing)}; give the config.json that belongs to the weights")
     return STDiT3Config(**{**values, "patch_size": tuple(values.get("patch_size", STDiT3Config.patch_size))})
-
-
-def _refuse_unknown(values: dict[str, Any], where: str) -> None:
-    known = [field.name for field in fields(STDiT3Config)]
-    unknown = sorted(values.keys() - set(known))
-    if unknown:
-        raise ValueError(f"{where} has no field {', '.join(unknown)}; known are {', '.join(known)}")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)

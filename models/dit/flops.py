@@ -37,7 +37,7 @@ def training_flops(config: STDiT3Config, latents: Shape, text_tokens: int, *, ch
     return 3 * flops(config, latents, text_tokens) + again
 
 
-def mfu(flops: int, seconds: float, peak_flops: float) -> float:
+def mfu(flops: float, seconds: float, peak_flops: float) -> float:
     """Model FLOPs utilization, 0..1: work done in a time, over what the machine could do at `peak_flops` a second."""
     return flops / (seconds * peak_flops)
 

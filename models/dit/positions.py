@@ -54,13 +54,15 @@ def position_table(rows: int, columns: int, hidden_size: int, scale: Tensor) -> 
 class RotaryFrequencies(nn.Module):
     """The rotation of each latent frame. `freqs` is read from the checkpoint: published models may hold rounded ones.
 
-    A parameter without gradient, because that is what the published state dicts contain.
+    A buffer, because trainers round parameters to 16 bits, those without gradient too, and leave buffers alone.
     """
+
+    freqs: Tensor
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()
         pairs = torch.arange(0, head_dim, 2, dtype=torch.float32)
-        self.freqs = nn.Parameter(1.0 / PERIOD ** (pairs / head_dim), requires_grad=False)  # (head_dim / 2,)
+        self.register_buffer("freqs", 1.0 / PERIOD ** (pairs / head_dim))  # (head_dim / 2,)
 
     def forward(self, num_frames: int) -> tuple[Tensor, Tensor]:
         """Latent frames -> cosines and sines, each (num_frames, head_dim) float32, equal within an interleaved pair."""
@@ -70,10 +72,10 @@ class RotaryFrequencies(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Follow the model to another device, never to another dtype."""
-        before = self.freqs.detach()
+        before = self.freqs
         super()._apply(fn, recurse)
         if not before.is_meta:  # `to_empty` on a model without storage has no values to keep
-            self.freqs.data = before.to(self.freqs.device)
+            self.freqs = before.to(self.freqs.device)
         return self
 
 

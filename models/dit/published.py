@@ -1,5 +1,9 @@
-"""The config.json of Open-Sora v1.2's published STDiT3, field by field. The weights beside it load by their names."""
+"""The config.json of Open-Sora v1.2's published STDiT3, field by field: read, and written as its own classes read it.
 
+The weights beside it go by the same names in both.
+"""
+
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 MODEL_TYPE = "STDiT3"
@@ -71,3 +75,18 @@ def translate(config: dict[str, Any], where: str) -> dict[str, Any]:
             case Only(wanted, why) if value != wanted:
                 raise ValueError(f"{where}: {name} is {value}, only {wanted} is supported ({why}); use another model")
     return ours
+
+
+def as_published(ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of STDiT3Config, all of them -> a config that the published classes and `translate` read.
+
+    What does not change what the model computes is left to their defaults.
+    """
+    said: dict[str, Any] = {"architectures": [MODEL_TYPE]}
+    for name, meaning in FIELDS.items():
+        match meaning:
+            case Becomes(field):
+                said[name] = ours[field]
+            case Only(value):
+                said[name] = value
+    return said

@@ -21,14 +21,23 @@ from torch import Tensor, nn
 from models.hub import locate
 from models.text.clean import CLEANING
 from models.text.interface import TextDescription, TextEncoder, TextSettings
-from models.weights import LISTED, file_sha256, fill_weights, read_config, read_weights
+from models.weights import (
+    INDEX,
+    LISTED,
+    SHARDS,
+    WHOLE,
+    file_sha256,
+    fill_weights,
+    find_sharded,
+    read_config,
+    read_weights,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one matrix, published by either name or both
 ENCODER = ("encoder.", "shared.")  # the names that are not the decoder's or its head's
 BATCH_TOKENS = 8192  # padded tokens that go through the model together: 2 GB of activations in T5-XXL, in bfloat16
 
-WHOLE, INDEX, SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"
 VOCABULARIES = ["tokenizer.json", "spiece.model"]  # either will do
 TOKENIZER = [*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
 PUBLISHED = [
@@ -143,24 +152,16 @@ def similar_lengths(lengths: Sequence[int], padded: int) -> Iterator[list[int]]:
 
 def _find_weights(folder: Path) -> tuple[Path, ...]:
     """The safetensors of one model, all of them there and none a pickle of that name."""
-    if (folder / WHOLE).exists():
-        names = [WHOLE]
-    elif (folder / INDEX).exists():
-        names = sorted(set(read_config(folder / INDEX).get("weight_map", {}).values()))
-    else:
+    weights = find_sharded(folder)
+    if not weights:
         raise ValueError(
             f"{folder}: found {_listing(folder)}; wanted {WHOLE}, or {INDEX} and its files. Pickled checkpoints "
             f"(*.bin), all that some repositories have, are refused because reading one can run any code: where you "
             f"trust it, convert it with T5EncoderModel.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers"
         )
-    missing = [name for name in names if not (folder / name).exists()]
-    if missing or not names:
-        raise ValueError(
-            f"{folder / INDEX}: not found beside it: {', '.join(missing) or 'any'}; fetch the folder again"
-        )
-    for name in names:
-        read_weights(folder / name, only=())
-    return tuple(folder / name for name in names)
+    for path in weights:
+        read_weights(path, only=())
+    return weights
 
 
 def _find_tokenizer(folder: Path) -> tuple[Path, ...]:

@@ -56,3 +56,15 @@ def test_a_line_that_a_crash_left_torn_is_passed_over(tmp_path: Path) -> None:
         file.write('{"time": "20')
     assert told(place) == [("encode", "done", None)]
     assert [json.loads(place.read_text().splitlines()[0])["event"]] == ["done"]
+
+
+def test_messages_of_other_processes_are_told_while_a_block_runs(tmp_path: Path) -> None:
+    path, found = tmp_path / "events.jsonl", []
+    other = Events(path, "train")
+    other.write("waiting", message="before")
+    with events.telling(path, {"waiting"}, found.append):
+        other.write("waiting", message="one")
+        other.write("damaged", message="of another kind")
+        with open(path, "a", encoding="utf-8") as file:
+            file.write('{"event": "waiting", "message": "torn')
+    assert found == ["one"]

@@ -35,6 +35,7 @@ VERBS = [
     "explain",
     "vae",
     "run",
+    "manifest",
     "demo",
 ]
 

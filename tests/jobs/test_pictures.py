@@ -1,4 +1,4 @@
-"""Sheets and plots: the frames given are where they belong, and what cannot be shown is refused."""
+"""Sheets: the frames given are where they belong, and what cannot be shown is refused."""
 
 import random
 from dataclasses import replace
@@ -19,11 +19,9 @@ from jobs.pictures import (
     Row,
     column_left,
     contact_sheet,
-    loss_plot,
     sample_sheet,
     sheet_top,
     shown,
-    smooth,
 )
 from jobs.shapes import design, draw
 
@@ -104,9 +102,7 @@ def test_long_captions_are_cut_to_the_sheet(tmp_path: Path) -> None:
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in "ab":
         sample_sheet(tmp_path / f"{name}.png", [("one", counting(9, 30))])
-        loss_plot(tmp_path / f"{name}-loss.png", range(9), np.arange(9.0).tolist())
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert (tmp_path / "a-loss.png").read_bytes() == (tmp_path / "b-loss.png").read_bytes()
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
@@ -122,22 +118,4 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
             contact_sheet(tmp_path / "sheet.png", rows)
     with pytest.raises(ValueError, match="0 rows"):
         sample_sheet(tmp_path / "sheet.png", [])
-    with pytest.raises(ValueError, match="0 steps"):
-        loss_plot(tmp_path / "loss.png", [], [])
-    with pytest.raises(ValueError, match="2 steps and 1 losses"):
-        loss_plot(tmp_path / "loss.png", [0, 1], [0.5])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_plot_is_drawn_whatever_the_losses(tmp_path: Path) -> None:
-    for name, losses in (("one", [1.0]), ("gap", [1.0, float("nan"), float("inf"), 0.5]), ("nan", [float("nan")] * 3)):
-        loss_plot(tmp_path / f"{name}.png", list(range(len(losses))), losses)
-        assert pixels(tmp_path / f"{name}.png").shape == (495, 880, 3)
-
-
-def test_smoothing_skips_what_is_not_a_number() -> None:
-    flat = np.full(20, 3.0)
-    flat[7] = np.nan
-    assert smooth(flat, 5) == pytest.approx(np.full(20, 3.0))
-    assert smooth(np.array([1.0, 2.0, 6.0]), 3) == pytest.approx([1.5, 3.0, 4.0])
-    assert np.isnan(smooth(np.full(4, np.nan), 3)).all()

@@ -53,6 +53,21 @@ def test_what_is_wrong_is_named(word: str, message: str) -> None:
         load_config(None, [word])
 
 
+def test_iddpm_is_refused_what_it_has_not() -> None:
+    wanted = ["train.objective=iddpm", "train.timesteps=discrete", "train.timestep_transform=false"]
+    assert load_config(None, wanted).train.objective == "iddpm"
+    for word, message in (
+        (
+            "train.timesteps=uniform",
+            r"train\.timesteps: uniform, .* discrete steps; set train\.timesteps=discrete",
+        ),
+        ("train.timestep_transform=true", r"train\.timestep_transform: true, .*; set train\.timestep_transform=false"),
+        ("model.overrides={pred_sigma = false}", r"model\.overrides: pred_sigma is false, .* learns the variance"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(None, [*wanted, word])
+
+
 def test_every_wrong_key_is_told_at_once() -> None:
     with pytest.raises(ConfigError, match=r"recipe\.fps.*train\.steps"):
         load_config(None, ["recipe.fps=0", "train.steps=0"])

@@ -11,8 +11,9 @@ from PIL import Image
 
 from jobs.config import RunConfig
 from jobs.configured import configured_recipe, open_configured_set
+from jobs.generate import encode_negative, load_sampling_encoder
 from jobs.mp4 import read_mp4
-from jobs.sample import choose_negative, load_sampling_encoder, sample
+from jobs.sample import sample
 from pipeline.errors import Refused
 
 
@@ -44,9 +45,9 @@ def test_sampling_refuses_frames_that_are_not_whole_chunks(trained: RunConfig, n
 
 def sampled(config: RunConfig, out: Path, null_caption: str = "cached", **settings: object) -> np.ndarray:
     """The first video of two prompts, (T, H, W, 3), by the model that was trained with that null caption."""
-    shutil.copytree(config.train.out / "model", out / "model")
-    facts = json.loads((out / "model" / "trained.json").read_text())
-    (out / "model" / "trained.json").write_text(json.dumps({**facts, "null_caption": null_caption}))
+    shutil.copytree(config.train.out / "ema", out / "ema")
+    facts = json.loads((out / "ema" / "trained.json").read_text())
+    (out / "ema" / "trained.json").write_text(json.dumps({**facts, "null_caption": null_caption}))
     asked = {"prompts": ("a red circle moving left", "a blue square"), "steps": 3, "guidance": 2.0, **settings}
     sample(asking(config, out, **asked))
     return read_mp4(out / "samples" / "000.mp4")
@@ -73,13 +74,13 @@ def test_guidance_can_be_away_from_something_else(trained: RunConfig, tmp_path: 
 
 
 def test_guidance_is_away_from_the_null_caption_of_training(trained: RunConfig) -> None:
-    facts = json.loads((trained.train.out / "model" / "trained.json").read_text())
+    facts = json.loads((trained.train.out / "ema" / "trained.json").read_text())
     encoder = load_sampling_encoder(trained, facts)
     null = open_configured_set(trained, configured_recipe(trained)).null_text()
-    negative = choose_negative(None, encoder, trained.sample, facts)
+    negative = encode_negative(encoder, trained.sample, facts)
     assert negative is not None and torch.equal(negative.tokens[negative.mask], torch.from_numpy(null).float())
     del facts["null_caption"]  # as before there was a choice
-    assert choose_negative(None, encoder, trained.sample, facts) is None
+    assert encode_negative(encoder, trained.sample, facts) is None
 
 
 def test_a_picture_that_is_none_is_refused(trained: RunConfig, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Safetensors in and out."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from models.weights import load_weights, read_weights, save_weights, write_whole
+from models.weights import (
+    find_sharded,
+    load_weights,
+    read_weights,
+    save_sharded,
+    save_weights,
+    split_by_bytes,
+    write_whole,
+)
 
 
 def test_a_round_trip_keeps_every_bit(tmp_path: Path) -> None:
@@ -85,3 +94,38 @@ def test_a_meta_model_comes_alive(tmp_path: Path) -> None:
         model = nn.Linear(3, 2)
     load_weights(model, path)
     assert torch.equal(model(torch.ones(1, 3)), torch.full((1, 2), 3.0))
+
+
+def save(tensors: dict[str, torch.Tensor], folder: Path, max_shard_bytes: int) -> None:
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    save_sharded(sizes, lambda names: {name: tensors[name] for name in names}, folder, max_shard_bytes)
+
+
+def test_neighbours_share_a_group_as_long_as_there_is_room() -> None:
+    assert split_by_bytes({"a": 3, "b": 3, "c": 5, "d": 9, "e": 1}, 8) == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert split_by_bytes({}, 8) == [[]]
+
+
+def test_shards_are_written_with_an_index_and_those_of_another_model_go(tmp_path: Path) -> None:
+    tensors = {name: torch.full((10,), float(number)) for number, name in enumerate("abcde")}
+    save(tensors, tmp_path, 80)
+    files = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    assert [path.name for path in find_sharded(tmp_path)] == files
+    assert json.loads((tmp_path / "model.safetensors.index.json").read_text()) == {
+        "metadata": {"total_size": 200},
+        "weight_map": {"a": files[0], "b": files[0], "c": files[1], "d": files[1], "e": files[2]},
+    }
+    for most, count in ((1000, 1), (40, 5), (120, 2)):
+        save(tensors, tmp_path, most)
+        assert len(find_sharded(tmp_path)) == len(list(tmp_path.glob("*.safetensors"))) == count
+        assert {name: float(one[0]) for path in find_sharded(tmp_path) for name, one in read_weights(path).items()} == {
+            name: float(tensor[0]) for name, tensor in tensors.items()
+        }
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    assert find_sharded(tmp_path) == ()
+    save({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path, 8)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"not found beside it: model-00002-of-00002\.safetensors; fetch"):
+        find_sharded(tmp_path)

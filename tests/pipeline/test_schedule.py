@@ -121,6 +121,17 @@ def test_steps_run_on_from_epoch_to_epoch(rows: Rows, seed: int) -> None:
     assert located == [(epoch, step) for epoch in range(3) for step in range(schedule.num_steps(epoch))]
 
 
+@given(rows=INDEXES, seed=SEEDS, times=TIMES, first_step=st.integers(0, 99), epoch=EPOCHS)
+def test_a_schedule_may_take_over_at_any_step_and_with_any_epoch(
+    rows: Rows, seed: int, times: tuple[float, ...], first_step: int, epoch: int
+) -> None:
+    for asked in (rows, replace(rows, times=times)):
+        plain = as_cached(asked, seed=seed)
+        late = Schedule(asked, lambda kind: whole(kind, 4), seed, 2, begins=(first_step, epoch))
+        passed = sum(plain.num_steps(number) for number in range(epoch))
+        assert [late.locate(first_step + step) for step in range(9)] == [plain.locate(passed + n) for n in range(9)]
+
+
 @given(INDEXES, SEEDS, TIMES, st.data())
 def test_resuming_from_an_epoch_and_a_step_gives_the_same_rest(rows: Rows, seed: int, times, data) -> None:
     rows = replace(rows, times=times)

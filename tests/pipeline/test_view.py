@@ -24,6 +24,7 @@ from pipeline.cache import Cache
 from pipeline.errors import Refused
 from pipeline.location import place_of
 from pipeline.records import Sample, TextSample, Tombstone, Video
+from pipeline.split import ALL, Split
 from pipeline.tables import write_records
 from pipeline.view import COPIED, KEY_BYTES, UNUSED_S, View, open_view
 from tests.indexes import RECIPE, make_sample, text_of, write_index, write_indexes, write_text_index
@@ -63,8 +64,8 @@ def cache(tmp_path: Path) -> Cache:
     return cache
 
 
-def open_it(cache: Cache, filter: str = "") -> View:
-    return open_view(cache, RECIPE, "bytes", filter)
+def open_it(cache: Cache, filter: str = "", split: Split = ALL) -> View:
+    return open_view(cache, RECIPE, "bytes", filter, split)
 
 
 def upload(cache: Cache, bucket: Bucket) -> Cache:
@@ -96,6 +97,10 @@ def check(found: View, samples: list[Sample]) -> None:
     assert len(set(found.kinds)) == len(found.kinds)
 
 
+HALF = 0.5  # of the videos, of which there are five
+HELD_OUT = {"v0", "v1"}
+
+
 clips = st.builds(
     lambda video, width, chunks, dark: {
         "video": f"v{video}",
@@ -125,15 +130,17 @@ FILTERS: dict[str, Callable[[Sample], bool]] = {
     st.sets(st.integers(0, 4)),
     st.sampled_from(sorted(FILTERS)),
     st.integers(1, 9),
+    st.sampled_from([ALL, Split(HALF), Split(HALF, held_out=True)]),
 )
-def test_a_view_is_of_the_clips_that_are_neither_removed_nor_filtered(
-    shards: list[list[dict]], gone: set[int], filter: str, part_rows: int
+def test_a_view_is_of_the_clips_of_one_side_that_are_neither_removed_nor_filtered(
+    shards: list[list[dict]], gone: set[int], filter: str, part_rows: int, split: Split
 ) -> None:
     """However the index is cut into the parts that are read together."""
     rows = [(f"64x{shard}", fields) for shard, rows in enumerate(shards) for fields in rows]
     samples = [make_sample(number, shard=shard, **fields) for number, (shard, fields) in enumerate(rows)]
     present = [sample for sample in samples if int(sample.video[1:]) not in gone]
-    kept = [sample for sample in present if FILTERS[filter](sample)]
+    matching = [sample for sample in present if FILTERS[filter](sample)]
+    kept = [sample for sample in matching if not split.share or (sample.video in HELD_OUT) == split.held_out]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(view, "PART_ROWS", part_rows)
         cache = Cache(Path(folder) / "cache")
@@ -143,11 +150,12 @@ def test_a_view_is_of_the_clips_that_are_neither_removed_nor_filtered(
         with scratch_in(Path(folder) / "scratch"):
             if not kept:
                 with pytest.raises(Refused):
-                    open_it(cache, filter)
+                    open_it(cache, filter, split)
                 return
-            found = open_it(cache, filter)
+            found = open_it(cache, filter, split)
             check(found, kept)
-            assert (found.num_removed, found.num_filtered) == (len(samples) - len(present), len(present) - len(kept))
+            counts = (found.num_removed, found.num_filtered, found.num_held_out)
+            assert counts == (len(samples) - len(present), len(present) - len(matching), len(matching) - len(kept))
 
 
 @pytest.mark.parametrize(
@@ -423,3 +431,14 @@ def test_an_index_that_changes_while_it_is_read_is_refused(cache: Cache) -> None
         with pytest.raises(Refused, match="changed while its index was read; run again"):
             open_it(remote)
         check(open_it(remote), OTHERS)
+
+
+def test_where_all_is_held_out_nothing_is_left_to_train_on(cache: Cache) -> None:
+    with pytest.raises(Refused, match=r"of 15 clips none is left .* 15 are held out by train\.held_out; change these"):
+        open_it(cache, split=Split(1.0))
+    assert len(open_it(cache, split=Split(1.0, held_out=True)).rows) == 15
+
+
+def test_the_sides_of_a_split_have_views_of_their_own(cache: Cache) -> None:
+    sides = [numbers(open_it(cache, split=Split(HALF, held_out=held_out))) for held_out in (False, True)]
+    assert [len(one) for one in sides] == [9, 6] and sorted(sides[0] + sides[1]) == list(range(15))

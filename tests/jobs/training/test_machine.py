@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from jobs.training.machine import compiler_problem
+from jobs.config import TrainConfig
+from jobs.training.machine import compiler_problem, refuse_impossible
+from pipeline.errors import Refused
+from tests.jobs.training.test_engine import train_in_half
+from tests.ranks import run_ranks
 
 
 def test_a_missing_compiler_is_told_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -12,3 +17,23 @@ def test_a_missing_compiler_is_told_plainly(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("PATH", str(tmp_path))
     assert compiler_problem().startswith("no C++ compiler")
     assert "install g++" in compiler_problem()
+
+
+def test_a_compiler_is_asked_for_where_something_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    refuse_impossible(TrainConfig(zero="zero3"), on_gpu=True)
+    for settings, on_gpu in ((TrainConfig(zero="zero2-offload"), True), (TrainConfig(zero="zero2"), False)):
+        with pytest.raises(Refused, match="no C"):
+            refuse_impossible(settings, on_gpu)
+
+
+def test_fp16_is_refused_without_a_gpu() -> None:
+    refuse_impossible(TrainConfig(precision="fp16"), on_gpu=True)
+    with pytest.raises(Refused, match=r"train\.precision: fp16 needs a GPU and there is none; use bf16 or fp32"):
+        refuse_impossible(TrainConfig(precision="fp16"), on_gpu=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_fp16_trains_on_a_gpu(tmp_path: Path) -> None:
+    run_ranks(1, train_in_half, ["zero1", "zero2", "zero3"], tmp_path, on_gpu=True)

@@ -11,7 +11,7 @@ from jobs.configured import configured_recipe, open_configured_set
 from jobs.training.run_record import FIXED, record_run, refuse_other_run
 from pipeline.errors import Refused
 from pipeline.lengths import Entry
-from tests.jobs.training.test_checkpoint import commit
+from tests.jobs.training.test_committed import committed
 
 # What may change while a run is resumed: how it runs, how long, how it is optimized.
 FREE = {
@@ -27,7 +27,7 @@ def begun(config: RunConfig, out: Path) -> RunConfig:
     """The run below `out`, recorded, with one checkpoint."""
     config = changed(config, out=out)
     record_run(config, open_configured_set(config, configured_recipe(config)))
-    commit(out / "checkpoints", 1)
+    committed(out / "checkpoints", 1)
     return config
 
 
