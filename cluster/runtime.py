@@ -33,7 +33,8 @@ def connect(address: str = "", num_cpus: int = 0) -> None:
     if address:
         ray.init(address=address, **quiet)
     else:
-        ray.init(num_cpus=max(num_cpus, os.cpu_count() or 1), include_dashboard=False, **quiet)
+        # "local": else it would join one that somebody has started on this machine.
+        ray.init("local", num_cpus=max(num_cpus, os.cpu_count() or 1), include_dashboard=False, **quiet)
         _keep_token_private()
 
 

@@ -9,7 +9,8 @@ from jobs.plan import plan
 from jobs.sample import sample
 from jobs.scan import scan
 from jobs.text import text
-from jobs.train import check_init, train
+from jobs.train import train
+from jobs.training.initial_model import check_init
 from pipeline.quarantine import read_quarantine
 
 STEPS: dict[str, Callable[[RunConfig], int]] = {

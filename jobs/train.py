@@ -24,10 +24,11 @@ from jobs.training import checkpoint, committed
 from jobs.training.copies import Keeper, fetch_newest
 from jobs.training.engine import Engine
 from jobs.training.held_out import Evaluation, describe_held_out
+from jobs.training.initial_model import build_model, check_groups, check_init, describe_run
 from jobs.training.losses import Part, compute_losses, draw_ahead, null_caption
 from jobs.training.machine import refuse_impossible
 from jobs.training.metrics import Metrics, following, read_metrics
-from jobs.training.optimizer import learning_rate, parameter_groups
+from jobs.training.optimizer import learning_rate
 from jobs.training.report import write_report
 from jobs.training.run_record import committed_step, record_run, refuse_other_run, tell_begin
 from jobs.training.samples import encode_asked, write_samples
@@ -36,15 +37,10 @@ from jobs.training.stretches import begin_following, open_first, stretches
 from jobs.training.throughput import Work, memory, peak_here, rates, work_of
 from jobs.training.workers import ask_for_workers, tell_failures, tell_waiting
 from models.diffusion.draws import Null
-from models.dit import DIT_FILES, build_dit, load_dit
-from models.dit.pixart import init_from_pixart
-from models.hub import locate
 from pipeline.errors import Refused
 from pipeline.loader import load_batches
 from pipeline.scratch import scratch_folder
 from pipeline.shard_cache import ShardCache
-from pipeline.storage import publish
-from pipeline.training_set import TrainingSet
 
 
 def train(config: RunConfig) -> int:
@@ -168,7 +164,7 @@ def train_worker(argument: dict[str, Any]) -> Notice | None:
     torch.set_num_threads(settings.cpus_per_worker)
 
     data = open_first(config, argument["recipe"])
-    engine = Engine(_build_model(config, data), settings)
+    engine = Engine(build_model(config, data), settings)
     start = checkpoint.resume(engine, settings.out / "checkpoints")
     room = settings.shard_cache_bytes
     shard_cache = ShardCache(scratch_folder("shards"), room) if room else None
@@ -244,49 +240,6 @@ def accumulate(engine: Engine, settings: TrainConfig, parts: list[Part], null: N
     return total
 
 
-def check_init(config: RunConfig) -> None:
-    """Refuse `model.init` where there is nothing, before any worker starts."""
-    if config.model.init is not None:
-        try:
-            locate(config.model.init, DIT_FILES)
-        except ValueError as error:
-            raise Refused(f"model.init: {error}") from error
-
-
-def check_groups(config: RunConfig) -> None:
-    """Refuse `train.lr_scales` that match nothing or leave nothing to train, before any worker starts."""
-    with torch.device("meta"):
-        parameter_groups(build_dit(config.model.name, **config.model.overrides), config.train)
-
-
-def _build_model(config: RunConfig, data: TrainingSet) -> Any:
-    """The DiT, the same on every rank, shaped for the cache's latents and text, with the weights it starts from."""
-    torch.manual_seed(config.train.seed)
-    model = build_dit(
-        config.model.name,
-        **{
-            "in_channels": data.recipe.latent.channels,
-            "caption_channels": data.text.dim,
-            "max_text_tokens": data.text.max_tokens,
-            **config.model.overrides,
-        },
-    )
-    model.checkpoint_blocks = config.train.activation_checkpointing
-    if config.model.init is None:
-        return model
-    if Path(config.model.init).is_file():
-        report = init_from_pixart(model, config.model.init)
-        if dist.get_rank() == 0:
-            publish(config.train.out / "init.txt", f"{report}\n".encode())
-        return model
-    start = load_dit(config.model.init)
-    before, now = asdict(start.config), asdict(model.config)
-    if changed := [f"{name} is {before[name]}, not {now[name]}" for name in now if before[name] != now[name]]:
-        raise Refused(f"model.init: {config.model.init} is another model: {'; '.join(changed)}; set model.overrides")
-    start.checkpoint_blocks = model.checkpoint_blocks
-    return start
-
-
 def _checkpoints(out: Path) -> list[Path]:
     return committed.list_committed(out / "checkpoints")
 
@@ -295,18 +248,6 @@ def damaged_so_far(out: Path) -> int:
     """How many samples a run found damaged, up to the last step that its metrics tell of."""
     lines = read_metrics(out / "metrics.jsonl")
     return lines[-1]["damaged"] if lines else 0
-
-
-def describe_run(config: RunConfig, data: TrainingSet) -> dict[str, Any]:
-    """What whoever uses the weights must know beside the model's shape: recipe, text encoder, how it was trained."""
-    return {
-        "vae": config.recipe.vae,
-        "text": asdict(data.text),
-        "timestep_transform": config.train.timestep_transform,
-        "null_caption": config.train.null_caption,
-        "objective": config.train.objective,
-        "recipe": data.recipe.to_dict(),
-    }
 
 
 def _trained_steps(out: Path) -> int:

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 READMES = [ROOT / "README.md", *(ROOT / folder / "README.md" for folder in ("models", "pipeline", "jobs", "cluster"))]
 PATH = re.compile(r"`([\w./-]+(?:\.(?:py|md|toml|txt|png)|/))`")
-MADE_BY_RUNS = {"demo", "run.toml", "a.txt", "loss.png", "init.txt", "tensorboard", "latents"}
+MADE_BY_RUNS = {"demo", "run.toml", "a.txt", "loss.png", "init.txt", "tensorboard", "latents", "model", "ema"}
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.relative_to(ROOT).as_posix())

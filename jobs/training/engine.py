@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jobs.config import TrainConfig
 from jobs.training import zero_state
-from jobs.training.machine import find_tools
+from jobs.training.machine import find_tools, free_operators
 from jobs.training.optimizer import ema_decay, learning_rate, make_optimizer, parameter_groups
 from jobs.training.zero import deepspeed_config, is_offloaded
 from jobs.training.zero_state import Piece
@@ -21,6 +21,7 @@ class Engine:
 
     def __init__(self, model: nn.Module, settings: TrainConfig) -> None:
         find_tools()
+        free_operators()
         import deepspeed
 
         deepspeed.init_distributed()

@@ -4,9 +4,11 @@ import os
 import shutil
 import sys
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch.utils import cpp_extension
 
 from jobs.config import TrainConfig
 from jobs.training.zero import is_offloaded
@@ -33,6 +35,7 @@ def refuse_impossible(settings: TrainConfig, on_gpu: bool) -> None:
 def prepare_machine() -> str:
     """Build DeepSpeed's CPU operators if they are not built yet, so that no training has to. Returns what was done."""
     find_tools()
+    free_operators()
     if torch.cuda.is_available():
         return "CUDA is here: DeepSpeed needs nothing built beforehand, but for train.zero=...-offload"
     if problem := compiler_problem():
@@ -42,6 +45,24 @@ def prepare_machine() -> str:
     for operator in (ShareMemCommBuilder(), CPUAdamBuilder()):
         operator.load(verbose=False)
     return "DeepSpeed's CPU operators are built"
+
+
+def free_operators() -> None:
+    """Remove the locks of DeepSpeed's operators that nobody holds any more: where a process was killed while it loaded
+    one, all others would wait for it without end."""
+    folder = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
+    for lock in Path(folder).glob("*/*/lock"):
+        if Path("/proc/self/fd").exists() and not _is_open(lock):
+            lock.unlink(missing_ok=True)
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a process of ours has a file open, as who holds such a lock has."""
+    for handle in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # it ended, or is another user's
+            if handle.samefile(path):
+                return True
+    return False
 
 
 def find_tools() -> None:

@@ -23,6 +23,7 @@ FIXED = (
     *("train.timesteps", "train.masks", "train.filter", "train.mix", "train.objective", "train.held_out"),
     "train.follow",
 )
+_FIXED_KEYS = [name.split(".") for name in FIXED if "." in name]
 HASHED_KEYS = 2**16
 
 
@@ -73,7 +74,7 @@ def _begun_as(config: RunConfig) -> dict[str, Any] | None:
     if not list_committed(config.train.out / "checkpoints") or not _path(config).exists():
         return None
     before = json.loads(_path(config).read_text())
-    if "clips" not in before:
+    if "clips" not in before or any(key not in before[section] for section, key in _FIXED_KEYS):
         raise Refused(f"{_path(config)}: of an earlier version, whose order was another; use another train.out")
     return before
 

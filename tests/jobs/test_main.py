@@ -28,6 +28,7 @@ VERBS = [
     "text",
     "stats",
     "train",
+    "export",
     "schedule",
     "sample",
     "verify",

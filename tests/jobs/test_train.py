@@ -47,6 +47,7 @@ def test_training_lowers_the_loss_and_logs_every_step(trained: RunConfig) -> Non
     assert list((trained.train.out / "tensorboard").glob("events.*"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_the_uninterrupted_one(trained: RunConfig, tmp_path: Path) -> None:
     resumed = changed(trained, out=tmp_path / "run")
     shutil.copytree(trained.train.out, resumed.train.out)

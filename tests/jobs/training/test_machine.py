@@ -6,10 +6,21 @@ import pytest
 import torch
 
 from jobs.config import TrainConfig
-from jobs.training.machine import compiler_problem, refuse_impossible
+from jobs.training.machine import compiler_problem, free_operators, refuse_impossible
 from pipeline.errors import Refused
 from tests.jobs.training.test_engine import train_in_half
 from tests.ranks import run_ranks
+
+
+def test_only_locks_that_nobody_holds_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    held, left = (tmp_path / "py311_cpu" / name / "lock" for name in ("held", "left"))
+    for lock in (held, left):
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+    with open(held):
+        free_operators()
+    assert held.exists() and not left.exists()
 
 
 def test_a_missing_compiler_is_told_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

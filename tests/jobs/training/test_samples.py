@@ -15,8 +15,8 @@ from jobs.events import read_events
 from jobs.export import export_checkpoint
 from jobs.mp4 import read_mp4
 from jobs.sample import sample
-from jobs.train import describe_run
 from jobs.training.checkpoint import list_committed
+from jobs.training.initial_model import describe_run
 from jobs.training.metrics import read_metrics
 from jobs.training.samples import encode_asked, read_asked
 from models.weights import read_weights
