@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import notices
 from cluster.line import Line
+from cluster.meanwhile import meanwhile
 
 MAX_WORKERS = 100_000  # a call of each waits in the line
 LOOK_EVERY_S = 5.0  # for a notice that a node will be taken away
@@ -190,7 +191,7 @@ def _watching(
     on_waiting: Callable[[float], None],
 ) -> Iterator[None]:
     """While the block runs, a thread tells what the line brings, and passes SIGTERM on."""
-    over = threading.Event()
+    tell_after_s = WAITING_S
 
     def look() -> float:
         waited_s, failures = ray.get(line.news.remote())
@@ -205,20 +206,16 @@ def _watching(
             line.ask_to_stop.remote()
 
     def watch() -> None:
-        tell_after_s = WAITING_S
-        while not over.wait(1.0):
-            waited_s = look()
-            if terminated.is_set():
-                pass_on(waited_s)
-            if waited_s >= tell_after_s:
-                on_waiting(waited_s)
-            tell_after_s = WAITING_S * (waited_s // WAITING_S + 1)
-        look()
+        nonlocal tell_after_s
+        waited_s = look()
+        if terminated.is_set():
+            pass_on(waited_s)
+        if waited_s >= tell_after_s:
+            on_waiting(waited_s)
+        tell_after_s = WAITING_S * (waited_s // WAITING_S + 1)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
     try:
-        yield
+        with meanwhile(watch, 1.0):
+            yield
     finally:
-        over.set()
-        thread.join()
+        look()

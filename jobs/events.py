@@ -1,7 +1,6 @@
 """What happened, for programs: one JSON object per line, in a file that several processes may append to."""
 
 import json
-import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
@@ -10,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from cluster.meanwhile import meanwhile
 from pipeline.location import Location, Place
 from pipeline.storage import append, list_files, publish, read_range, size_of
 
@@ -53,26 +53,22 @@ def read_events(place: Place) -> list[dict[str, Any]]:
 @contextmanager
 def telling(path: Path, events: Collection[str], tell: Callable[[str], None]) -> Iterator[None]:
     """While the block runs, tell the messages of such events as other processes write them to a local file."""
-    over = threading.Event()
+    seen_bytes = size_of(path) or 0
 
-    def follow(seen_bytes: int) -> None:
-        is_over = False
-        while not is_over:
-            is_over = over.wait(TELL_EVERY_S)  # then what came last is told too
-            content = read_range(path, seen_bytes, path.stat().st_size) if path.exists() else b""
-            whole = content[: content.rfind(b"\n") + 1]
-            seen_bytes += len(whole)
-            for event in filter(None, map(_event, whole.splitlines())):
-                if event["event"] in events:
-                    tell(event["message"])
+    def look() -> None:
+        nonlocal seen_bytes
+        content = read_range(path, seen_bytes, path.stat().st_size) if path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        seen_bytes += len(whole)
+        for event in filter(None, map(_event, whole.splitlines())):
+            if event["event"] in events:
+                tell(event["message"])
 
-    thread = threading.Thread(target=follow, args=(size_of(path) or 0,), daemon=True)
-    thread.start()
     try:
-        yield
+        with meanwhile(look, TELL_EVERY_S):
+            yield
     finally:
-        over.set()
-        thread.join()
+        look()  # what came last is told too
 
 
 def _event(line: bytes) -> dict[str, Any] | None:

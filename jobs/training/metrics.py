@@ -1,7 +1,6 @@
 """What a training run says of itself: a line of JSON and a TensorBoard point per step, and Ray's own metrics."""
 
 import json
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from cluster.gauges import Gauges
+from cluster.meanwhile import meanwhile
 from jobs.events import read_events
 from jobs.progress import Bar
 from pipeline.storage import publish
@@ -78,29 +78,21 @@ def read_new_metrics(path: Path, seen_bytes: int) -> tuple[list[dict[str, Any]],
 @contextmanager
 def following(path: Path, bar: Bar) -> Iterator[None]:
     """Move a bar along a metrics file that another process appends to, while the block runs."""
-    over = threading.Event()
     recent: deque[dict[str, Any]] = deque(maxlen=50)
+    seen_bytes = 0
 
-    def show(seen_bytes: int) -> int:
+    def show() -> None:
+        nonlocal seen_bytes
         lines, seen_bytes = read_new_metrics(path, seen_bytes)
         recent.extend(lines)
         if lines:
             bar.move_to(recent[-1]["step"], describe_steps(list(recent)))
-        return seen_bytes
 
-    def follow() -> None:
-        seen_bytes = 0
-        while not over.wait(1.0):
-            seen_bytes = show(seen_bytes)
-        show(seen_bytes)
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
     try:
-        yield
+        with meanwhile(show, 1.0):
+            yield
     finally:
-        over.set()
-        thread.join()
+        show()
 
 
 def describe_steps(lines: list[dict[str, Any]]) -> str:

@@ -199,8 +199,8 @@ def wait(folder: Path) -> None:
 SHARED = {  # bytes per parameter in bfloat16 on each of n ranks: weights, gradients, and float32 state of 4 + 8 + 4
     "zero0": lambda n: 2 + 2 + 16,
     "zero1": lambda n: 2 + 2 + 16 / n,
-    "zero2": lambda n: 2 + (2 + 16) / n,
-    "zero3": lambda n: (2 + 2 + 16) / n,
+    "zero2": lambda n: 2 + (4 + 16) / n,  # from here on gradients add up in float32
+    "zero3": lambda n: (2 + 4 + 16) / n,
 }
 
 

@@ -1,16 +1,17 @@
 """Workers through Ray Train: which failures are tried again, what stops them, what is told meanwhile."""
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 import torch.distributed as dist
 
-import ray
 from cluster import launch
 from cluster.launch import Workers, run_workers
 from jobs.training.stopping import agree
@@ -95,7 +96,7 @@ def test_any_other_failure_is_tried_again_as_often_as_allowed_each_told(local_ra
     failures: list[str] = []
     with pytest.raises(LookupError, match="nothing there"):
         start(look_up, tmp_path, failures=failures)
-    assert failures == ["worker 0: LookupError: at all"] * 2
+    assert [re.sub(r"\d", "N", one) for one in failures] == ["worker N: LookupError: at all"] * 2  # either is first
     assert (tmp_path / "attempts-0").read_text() == "xx"
 
 

@@ -1,7 +1,6 @@
 """Nodes come and go while workers run: on a cluster of several nodes, in a process of its own."""
 
 import multiprocessing
-import os
 import subprocess
 import sys
 import time
@@ -58,7 +57,6 @@ def scene(folder: Path, num_nodes: int, function: Any, happens: Any, end: Any) -
     """Run workers, one or two, on nodes of one CPU each; something happens to the cluster once they have begun."""
     from ray.cluster_utils import Cluster
 
-    os.environ.update(ENVIRONMENT, RAY_TMPDIR=str(folder))
     launch.RESIZE_EVERY_S = launch.LOOK_EVERY_S = 0.5
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     for _ in range(num_nodes - 1):
@@ -88,11 +86,18 @@ def scene(folder: Path, num_nodes: int, function: Any, happens: Any, end: Any) -
     ids=["a node comes, and workers begin again on both", "a node will be taken away, and workers are told"],
 )
 def test_workers_follow_nodes(
-    tmp_path_factory: pytest.TempPathFactory, num_nodes: int, function: Any, happens: Any, returned: Any
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    num_nodes: int,
+    function: Any,
+    happens: Any,
+    returned: Any,
 ) -> None:
     processes = multiprocessing.get_context("spawn")
     ours, theirs = processes.Pipe(duplex=False)
     folder = tmp_path_factory.mktemp("n")
+    for name, value in {**ENVIRONMENT, "RAY_TMPDIR": str(folder)}.items():
+        monkeypatch.setenv(name, value)  # here, for Ray reads some of them when it is imported
     process = processes.Process(target=scene, args=(folder, num_nodes, function, happens, theirs))
     process.start()
     theirs.close()
