@@ -100,6 +100,7 @@ def test_any_other_failure_is_tried_again_as_often_as_allowed_each_told(local_ra
     assert (tmp_path / "attempts-0").read_text() == "xx"
 
 
+@pytest.mark.slow
 def test_sigterm_ends_what_waits_for_room_and_the_waiting_is_told(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

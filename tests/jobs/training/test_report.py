@@ -129,7 +129,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [pytest.param(360, marks=pytest.mark.slow), 1280])
 def test_a_browser_shows_curves_and_samples_and_asks_for_nothing(browser: Browser, tmp_path: Path, width: int) -> None:
     leave(tmp_path, 20, held_out_every=5)
     sampled(tmp_path)
