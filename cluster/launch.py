@@ -16,6 +16,12 @@ import ray.train
 from ray.exceptions import RayError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.placement_group import (
+    PlacementGroup,
+    PlacementGroupID,  # pyright: ignore[reportPrivateImportUsage]
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster import notices
@@ -99,6 +105,15 @@ def run_workers(
         raise
     finally:
         ray.kill(line)
+        _give_places_back()
+
+
+def _give_places_back() -> None:
+    """What this job still holds for its workers where Ray Train's controller ended before it could give it back."""
+    job = ray.get_runtime_context().get_job_id()
+    for number, group in placement_group_table().items():
+        if number.endswith(job) and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(number)))
 
 
 def _this_node() -> NodeAffinitySchedulingStrategy:

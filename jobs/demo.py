@@ -25,6 +25,7 @@ from pipeline.storage import publish
 
 NUM_SHEET_CLIPS = 8
 NUM_PSNR_CLIPS = 16
+LOOK_AT = ("contact_sheet.png", "report.html", "samples.png", "samples/*.mp4")
 
 # What both demos share, and what each changes: few, short steps with a small model and a high learning rate.
 COMMON: dict[str, dict[str, Any]] = {
@@ -128,7 +129,7 @@ def _show(config: RunConfig, restored: list[Restored], seconds: dict[str, float]
             ("sampled colour as the caption says", _share(verdict.right_colour, verdict.samples)),
             ("sampled direction as the caption says", _share(verdict.right_direction, verdict.samples)),
         ]
-    rows += [("look at", str(out / name)) for name in ("contact_sheet.png", "loss.png", "samples.png", "samples/*.mp4")]
+    rows += [("look at", str(out / name)) for name in LOOK_AT]
     table = Table(title="demo", show_header=False)
     for name, value in rows:
         table.add_row(name, value)

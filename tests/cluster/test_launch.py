@@ -11,6 +11,7 @@ import pytest
 import ray
 import torch
 import torch.distributed as dist
+from ray.util import placement_group_table
 
 from cluster import launch
 from cluster.launch import Workers, run_workers
@@ -84,6 +85,7 @@ def test_a_final_failure_is_raised_and_not_tried_again(local_ray: None, tmp_path
         start(divide_by_zero, tmp_path, failures=failures)
     assert not failures
     assert (tmp_path / "attempts-1").read_text() == "x"
+    assert {group["state"] for group in placement_group_table().values()} == {"REMOVED"}
 
 
 def look_up(argument: dict[str, Any]) -> None:

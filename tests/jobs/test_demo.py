@@ -23,6 +23,7 @@ def test_a_folder_of_ones_own_goes_all_the_way(local_ray: None, tmp_path: Path, 
     assert Path(read_quarantine(config.cache)[0].path).name == "broken.mp4"
     for name in ("contact_sheet.png", "loss.png", "samples.png"):
         assert Image.open(out / name).size[0] > 100
+    assert "A training run" in (out / "report.html").read_text()
     assert {path.name for path in (out / "samples").iterdir()} == {"000.mp4", "001.mp4"}
     told = capsys.readouterr().out
     assert "PSNR of 3 cached clips" in told and "clips, chunks, shards" in told
