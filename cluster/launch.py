@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import (
@@ -65,13 +66,48 @@ def run_workers(
     """
     remote_line: Any = Line
     line = remote_line.options(scheduling_strategy=_this_node(), max_concurrency=MAX_WORKERS).remote()
-    terminated = threading.Event()
+    terminated, failures = threading.Event(), count(1)
+    left = max_failures
 
     def work() -> Any:
         _take_notices(line)
         return function(argument)
 
-    trainer = TorchTrainer(
+    def tell(why: str) -> None:
+        nonlocal left
+        left = max_failures - next(failures)
+        on_failure(why)
+
+    try:
+        while True:
+            trainer = _trainer(work, workers, folder, left, _Failures(line, final))
+            try:
+                with _signals(terminated), _watching(line, terminated, tell, on_waiting):
+                    return trainer.fit().return_value
+            except ControllerError as error:
+                lost = error.controller_failure
+                if not isinstance(lost, RayActorError) or left <= 0:
+                    raise lost from error
+                tell(_in_a_line(lost))  # a worker that died as it began, which Ray Train takes for its own failure
+    except (KeyboardInterrupt, SystemExit) as stopped:  # the latter is how Ray Train's own handler of Ctrl-C ends
+        if terminated.is_set():
+            return "SIGTERM"
+        raise KeyboardInterrupt from stopped
+    except TrainingFailedError as error:
+        by_rank = getattr(error, "worker_failures", {})
+        if by_rank:
+            raise by_rank[_first_of(by_rank)] from error
+        raise
+    finally:
+        ray.kill(line)
+        _give_places_back()
+
+
+def _trainer(
+    work: Callable[[], Any], workers: Workers, folder: Path, max_failures: int, failures: "_Failures"
+) -> TorchTrainer:
+    """Ray Train's, told all that it needs."""
+    return TorchTrainer(
         work,
         torch_config=_Torch(backend="nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
@@ -86,26 +122,9 @@ def run_workers(
             name="ray_train",
             storage_path=str(folder),
             failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=[_Failures(line, final)],
+            callbacks=[failures],
         ),
     )
-    try:
-        with _signals(terminated), _watching(line, terminated, on_failure, on_waiting):
-            return trainer.fit().return_value
-    except (KeyboardInterrupt, SystemExit) as stopped:  # the latter is how Ray Train's own handler of Ctrl-C ends
-        if terminated.is_set():
-            return "SIGTERM"
-        raise KeyboardInterrupt from stopped
-    except ControllerError as error:
-        raise error.controller_failure from error
-    except TrainingFailedError as error:
-        failures = getattr(error, "worker_failures", {})
-        if failures:
-            raise failures[_first_of(failures)] from error
-        raise
-    finally:
-        ray.kill(line)
-        _give_places_back()
 
 
 def _give_places_back() -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,37 @@ def test_a_dead_worker_restarts_all_and_sigterm_to_one_stops_all_at_the_same_ste
     assert start(die_then_be_terminated, tmp_path, failures=failures) == ("SIGTERM", 2)
     assert len(failures) == 1 and failures[0].startswith("worker 1: ActorDiedError: ")
     assert len(failures[0]) < 250 and "\n" not in failures[0]
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """Kills the first two processes that read it."""
+
+    folder: Path
+
+    def __reduce__(self) -> Any:
+        return _read, (self.folder,)
+
+
+def _read(folder: Path) -> Deadly:
+    for number in range(2):
+        try:
+            (folder / f"victim-{number}").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Deadly(folder)
+
+
+def test_workers_that_die_as_they_begin_are_started_again(local_ray: None, tmp_path: Path) -> None:
+    failures: list[str] = []
+    deadly = Deadly(tmp_path)
+
+    def work(argument: dict[str, Any]) -> str:
+        return f"{type(deadly).__name__} of {dist.get_world_size()}"
+
+    assert start(work, tmp_path, failures=failures) == "Deadly of 2"
+    assert len(failures) == 1 and "ActorDiedError" in failures[0]
 
 
 def divide_by_zero(argument: dict[str, Any]) -> None:
