@@ -204,7 +204,7 @@ def _tell(config: RunConfig, number: int, stretch: Stretch) -> None:
     """Which stretch begins, or goes on after a restart."""
     clips, shards = sum(part["count"] for part in stretch.clips), len(stretch.shards)
     message = (
-        f"the cache is complete: epoch 0 showed it in {number} stretches, epoch 1 is of all {clips:,} clips"
+        f"the cache is complete: epoch 0 showed it, and epoch 1 is of all {clips:,} clips"
         if stretch.epoch
         else f"stretch {number} of epoch 0: {clips:,} clips of {shards:,} shards, {stretch.num_steps:,} steps"
     )
