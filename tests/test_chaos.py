@@ -51,9 +51,7 @@ SCENES = {
     "text": Scene("text", "encoded"),
     "text with an edited caption": Scene("text", "to be captioned again"),
 }
-USUAL = {("store", "encode a mended video")} | {
-    ("disk", name) for name in ("plan", "encode without a bad video", "text with an edited caption")
-}
+USUAL = {("store", "encode a mended video")} | {("disk", name) for name in ("plan", "encode without a bad video")}
 
 
 def words(videos: Path, cache: str) -> list[str]:

@@ -129,6 +129,7 @@ def test_ctrl_c_is_told_and_the_same_command_goes_on(cached: RunConfig, tmp_path
     assert digests(config.cache.root) == digests(cached.cache.root)
 
 
+@pytest.mark.slow
 def test_new_videos_go_to_a_new_generation_and_leave_the_old_one_alone(local_ray: None, tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     for seed in range(2):

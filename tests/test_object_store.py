@@ -184,6 +184,7 @@ def stumbling(salt: str) -> Callable[[Request], None]:
     return stumble
 
 
+@pytest.mark.slow
 def test_verbs_outlast_a_store_that_stumbles(
     filled: Filled, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,7 @@ def _read(folder: Path) -> Deadly:
     return Deadly(folder)
 
 
+@pytest.mark.slow
 def test_workers_that_die_as_they_begin_are_started_again(local_ray: None, tmp_path: Path) -> None:
     failures: list[str] = []
     deadly = Deadly(tmp_path)
