@@ -85,3 +85,12 @@ def test_a_run_of_an_earlier_version_does_not_go_on(cached: RunConfig, tmp_path:
     (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises(Refused, match=r"of an earlier version, whose order was another; use another train\.out"):
         refuse_other_run(config)
+
+
+def test_a_run_of_a_version_that_knew_fewer_knobs_is_refused_in_one_line(cached: RunConfig, tmp_path: Path) -> None:
+    config = begun(cached, tmp_path)
+    document = json.loads((tmp_path / "run.json").read_text())
+    del document["train"]["held_out"]
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    with pytest.raises(Refused, match=r"run\.json: of an earlier version.*use another train\.out"):
+        refuse_other_run(config)
