@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from itertools import count, takewhile
 
+from pipeline.errors import Refused
 from pipeline.location import Place
 from pipeline.storage import list_files
 
@@ -92,8 +93,15 @@ class Cache:
 
 
 def tar_path(column: Place, shard: str) -> Place:
-    return column / f"{shard}.tar"
+    return column / f"{_checked(shard)}.tar"
 
 
 def sidecar_path(column: Place, shard: str) -> Place:
-    return column / f"{shard}.parquet"
+    return column / f"{_checked(shard)}.parquet"
+
+
+def _checked(shard: str) -> str:
+    """Refused where it would lie outside of its column: tables of a cache that others can write say what they like."""
+    if shard.startswith("/") or ".." in shard.split("/"):
+        raise Refused(f"{shard!r}: found as the name of a shard, wanted one below its column; restore the cache")
+    return shard

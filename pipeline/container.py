@@ -19,8 +19,17 @@ from pipeline.errors import BadVideo
 av.logging.set_level(av.logging.PANIC)
 
 MAX_PIXELS = 1 << 27  # of one frame: 11585x11585; more is a mistake or an attack, and would be allocated at once
-# A text renamed to a video can be a playlist of addresses, and `a%d.png` is the name of one image, not of a sequence.
-OPEN_OPTIONS = {"protocol_whitelist": "file", "pattern_type": "none", "max_pixels": str(MAX_PIXELS)}
+# What opens further files, devices or addresses that a file names: a text renamed to a video can be a playlist.
+FOLLOWING = {
+    *("concat", "dash", "hls", "imf", "mlv", "vobsub", "webm_dash_manifest", "avisynth", "vapoursynth", "lavfi"),
+    *("rtp", "rtsp", "sap", "sdp", "alsa", "fbdev", "jack", "kmsgrab", "pulse", "video4linux2,v4l2", "x11grab"),
+}
+OPEN_OPTIONS = {
+    "format_whitelist": ",".join(sorted(av.formats_available - FOLLOWING)),
+    "protocol_whitelist": "file",
+    "pattern_type": "none",  # `a%d.png` is the name of one image, not of a sequence
+    "max_pixels": str(MAX_PIXELS),
+}
 # By default FFmpeg conceals what it cannot decode and goes on, and takes as many threads as there are processors.
 DECODER_OPTIONS = {"err_detect": "crccheck+explode", "max_pixels": str(MAX_PIXELS), "threads": "1"}
 WITHOUT_PRESENTATION_TIMES = {"avi"}  # containers whose frames are known by their order: FFmpeg's pts are guesses

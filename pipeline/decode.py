@@ -3,8 +3,9 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
@@ -17,6 +18,7 @@ from pipeline.decord_reader import read_decord, suits_decord
 from pipeline.errors import BadVideo, Refused
 from pipeline.files import local_copy
 from pipeline.identity import is_still
+from pipeline.location import Location
 from pipeline.records import Clip, Video
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ def decode_clips(video: Video, clips: Sequence[Clip]) -> Iterator[tuple[Clip, in
     bucket = (clips[0].height, clips[0].width)
     size = cover_size(video.height, video.width, bucket)
     top, left = crop_offset(size, bucket)
-    with _scanned_file(video) as path:
+    with at_hand(video) as here, local_copy(here.path) as path:
         clock = read_clock(path, video.stream)
         _check_unchanged(video, path, clock)
         wanted = np.concatenate([_chunk_indices(video, clip, clock.times_s) for clip in clips])  # (chunks, frames)
@@ -54,8 +56,7 @@ def decode_clips(video: Video, clips: Sequence[Clip]) -> Iterator[tuple[Clip, in
             pass  # a reader may find only at the end that frames are missing
 
 
-@dataclass(frozen=True, eq=False)
-class ClipFrames:
+class ClipFrames(NamedTuple):
     """Which frames of its file make a clip, and when they are shown."""
 
     indices: np.ndarray  # (num_frames,) in presentation order, from 0; one that is shown for longer comes again
@@ -65,7 +66,7 @@ class ClipFrames:
 
 def find_frames(video: Video, clip: Clip) -> ClipFrames:
     """The frames that `decode_clips` takes for a clip, none of them decoded; errors as there."""
-    with _scanned_file(video) as path:
+    with at_hand(video) as here, local_copy(here.path) as path:
         clock = read_clock(path, video.stream)
         _check_unchanged(video, path, clock)
         indices = rearrange(_chunk_indices(video, clip, clock.times_s), "chunks frames -> (chunks frames)")
@@ -80,11 +81,17 @@ def read_frames(path: Path, video: Video, size: tuple[int, int]) -> Iterator[np.
 
 
 @contextmanager
-def _scanned_file(video: Video) -> Iterator[Path]:
-    """The file as a local one. Refused where there is none: a broken mount is not a thousand bad videos."""
+def at_hand(video: Video) -> Iterator[Video]:
+    """A video whose file is on this machine: what a sandbox, which reaches no network, can read.
+
+    Refused where there is none: a broken mount is not a thousand bad videos. A local file is not touched here.
+    """
     try:
+        if not Location.of(video.path).bucket:
+            yield video
+            return
         with local_copy(video.path) as path:
-            yield path
+            yield replace(video, path=str(path))
     except FileNotFoundError as error:
         raise Refused(f"{video.path}: found by `scan`, now gone; bring it back or run `scan` again") from error
     except PermissionError as error:

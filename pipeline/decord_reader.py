@@ -2,7 +2,6 @@
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from einops import rearrange
 from pipeline.container import GIVING_LENGTHS, Clock
 from pipeline.errors import BadVideo
 from pipeline.records import Video
+from pipeline.scratch import open_memory
 
 decord.logging.set_level(decord.logging.QUIET)
 
@@ -77,7 +77,7 @@ def _own_stderr() -> Iterator[BinaryIO]:
 
     decord conceals damage as FFmpeg does and tells of it only there, from threads of its own, whoever runs then.
     """
-    with tempfile.TemporaryFile() as log:
+    with os.fdopen(open_memory(), "r+b") as log:  # a sandbox may write no other file
         stderr = os.dup(2)
         os.dup2(log.fileno(), 2)
         decord.logging.set_level(decord.logging.INFO)  # at which it tells that it conceals

@@ -1,11 +1,13 @@
 """What makes two files the same video: their content, whatever they are called."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Literal
 
 Identity = Literal["fast", "full"]
 
+ID = re.compile("[0-9a-f]{16}")
 CONTENT_SAMPLE_BYTES = 1 << 20  # the head and the tail that identify a file, beside its size
 
 

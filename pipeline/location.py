@@ -28,6 +28,7 @@ URI = re.compile(
     r"(?P<options>\?((region|scheme|endpoint_override)=[^?&]*&?)+)?",
     re.DOTALL,
 )
+SECRET = re.compile(r"//[^/\s]*@|[?&](access_key|secret_key|session_token|x-amz-\w+)=", re.IGNORECASE)
 RETRIES: Any = {  # a store that is busy, or for a moment not there, is asked again for three minutes
     "max_retries": 12,
     "retry_timeout": timedelta(minutes=3),
@@ -59,13 +60,14 @@ class Location:
     def of(cls, path: str) -> "Location":
         """Refused where the scheme is none of ours, or where a password is in it: manifests and logs repeat paths."""
         parts = URI.fullmatch(path)
+        if parts is not None and holds_secret(path):
+            told = "found a password in a path; give it by the environment of the run instead"
+            raise Refused(f"{path.partition('://')[0]}://...: {told}")
         if parts is None:
             return cls("", path)
         scheme, _, authority = parts["bucket"].partition("://")
         if scheme not in ("s3", "gs") or not authority:
             raise Refused(f"{path}: found {parts['bucket']}, wanted a local path, s3://BUCKET/... or gs://BUCKET/...")
-        if ":" in authority or "@" in authority:
-            raise Refused(f"{scheme}://...: found a password in a path; give it by the environment of the run instead")
         return cls(parts["bucket"], parts["key"], parts["options"] or "")
 
     def __str__(self) -> str:
@@ -143,6 +145,11 @@ class Location:
     def open(self, mode: Literal["rb"], buffering: int = READ_BYTES) -> io.BufferedReader:
         """To read from, by ranges of `buffering` bytes at the least; FileNotFoundError."""
         return io.BufferedReader(_Reader(self), buffering)
+
+
+def holds_secret(text: str) -> bool:
+    """Whether there is a password in an address, or a key as pyarrow and signed addresses have it."""
+    return bool(SECRET.search(text))
 
 
 Place: TypeAlias = Path | Location  # a local path, or a remote location

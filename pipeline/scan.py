@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.container import read_facts
 from pipeline.errors import BadVideo
 from pipeline.files import local_copy
-from pipeline.identity import Identity, content_id
+from pipeline.identity import ID, Identity, content_id
 from pipeline.recipe import Scenes
 from pipeline.records import Quarantined, Scene, Source, Video
 from pipeline.sandbox import Sandbox
@@ -41,8 +41,11 @@ def examine(
     with local_copy(source.path) as path:
         here = replace(source, path=str(path))
         video = sandbox.call(probe, here, identity, lasts_s=path.stat().st_size / READ_BYTES_PER_S)
+        if not ID.fullmatch(video.id):  # it becomes the name of files
+            raise BadVideo(f"its decoder answers with {video.id[:100]!r} as its id")
         found = sandbox.call(find_scenes, path, video, scenes, threshold, lasts_s=video.duration_s)
-    return replace(video, path=source.path), found
+    video = replace(video, **asdict(source))  # what the list says of it counts, and not what its decoder says
+    return video, [replace(scene, video=video.id) for scene in found]
 
 
 def why_not(source: Source, error: BadVideo | OSError) -> Quarantined:

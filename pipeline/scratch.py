@@ -1,4 +1,4 @@
-"""Files that a machine can make again, in a folder of its own for each user."""
+"""Files that a machine can make again, in a folder of its own for each user; and files without a name."""
 
 import os
 import tempfile
@@ -20,3 +20,11 @@ def scratch_folder(name: str) -> Path:
     except OSError as error:
         raise Refused(f"no folder for {name}: {error}; set TMPDIR to one that can be written") from error
     return folder
+
+
+def open_memory() -> int:
+    """A file that has no name and ends with those who hold it; in memory where the system can."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("latentmill")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

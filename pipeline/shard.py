@@ -2,7 +2,7 @@
 
 import hashlib
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import google_crc32c
 
 from pipeline.cache import sidecar_path, tar_path
 from pipeline.location import Place
-from pipeline.storage import publishing, size_of
+from pipeline.storage import publishing, size_of, sweep_folder
 from pipeline.tables import Unreadable, read_metadata, write_records
 
 Row = TypeVar("Row")
@@ -101,22 +101,39 @@ def writing_shard(column: Place, shard: str) -> Iterator[ShardWriter]:
         writer = ShardWriter(file)
         yield writer
         writer.finish()
-        sidecar_path(column, shard).unlink(missing_ok=True)  # an old one must not vouch for the new tar
+        # An old one must not vouch for the new tar. One of another writer of the same shard vouches for the same bytes:
+        # it stays, for this writer may be killed before it has committed them.
+        if not _is_vouched_for(column, shard, writer.facts):
+            sidecar_path(column, shard).unlink(missing_ok=True)
 
 
 def commit_shard(column: Place, shard: str, row_type: type[Row], rows: Sequence[Row], footer: dict[str, str]) -> None:
     """Publish `<shard>.parquet`, which commits the tar that was written before it.
 
     Where another writer of the same shard was faster, which happens where Ray takes a living worker for dead, its
-    sidecar stays if it vouches for the same bytes. If not, nobody knows whose tar is there: the shard is not committed.
+    sidecar is as good if it vouches for the same bytes. If not, nobody knows whose tar is there: the shard is not
+    committed.
     """
     sidecar = sidecar_path(column, shard)
     try:
         write_records(sidecar, row_type, rows, footer, replace=False)
     except FileExistsError:
-        found = committed_footer(column, shard)
-        if found is None or found["tar_sha256"] != footer["tar_sha256"]:
+        if _is_vouched_for(column, shard, footer):
+            write_records(sidecar, row_type, rows, footer)  # it may be an old one that states other facts
+        else:
             sidecar.unlink(missing_ok=True)
+
+
+def _is_vouched_for(column: Place, shard: str, facts: dict[str, str]) -> bool:
+    """Whether there is a sidecar for a tar of the very bytes that `facts` tell of."""
+    found = committed_footer(column, shard)
+    return found is not None and found["tar_sha256"] == facts["tar_sha256"]
+
+
+def sweep_shards(column: Place, shards: Iterable[str]) -> None:
+    """Remove what killed writers of shards left aside, of those beside them too."""
+    for folder in {tar_path(column, shard).parent for shard in shards}:
+        sweep_folder(folder)
 
 
 def is_committed(column: Place, shard: str, facts: dict[str, str]) -> bool:

@@ -42,7 +42,10 @@ class TarReader:
 
     def read(self, shard: str, member: Member) -> bytes:
         """The content of a member. Damaged where it is not what its checksum says, Refused where its tar is gone."""
-        content = np.empty(member.num_bytes, np.uint8)
+        try:
+            content = np.empty(member.num_bytes, np.uint8)
+        except (MemoryError, ValueError) as error:  # no writer of ours has made such an index
+            raise self._damaged(shard, member, f"cannot have {member.num_bytes} bytes") from error
         self._fill([content], shard, member)
         return content.tobytes()
 
@@ -58,6 +61,8 @@ class TarReader:
 
     def _fill(self, buffers: list[Any], shard: str, member: Member) -> None:
         """Fill arrays, one after the other, with the content of a member."""
+        if member.offset < 0:
+            raise self._damaged(shard, member, "cannot lie there")
         try:
             if isinstance(self.column, Path):
                 file = self._opened(shard)

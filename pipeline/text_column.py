@@ -102,7 +102,7 @@ def text_shard(cache: Cache, shard: str, videos: dict[str, Video], encoder: str)
     sidecar = sidecar_path(cache.latents, shard)
     samples = read_records([sidecar], Sample)
     keys = tuple(sample.key for sample in samples)
-    if gone := {sample.video for sample in samples} - videos.keys():
+    if gone := {sample.video for sample in samples if sample.video not in videos}:
         raise Refused(
             f"{shard}: {len(gone)} of its videos are not in the manifest, which keeps removed ones too; "
             f"restore it, or bring them back and run `scan`"

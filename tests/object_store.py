@@ -16,7 +16,7 @@ from werkzeug.serving import make_server
 
 CREDENTIALS = {  # any will do
     "AWS_ACCESS_KEY_ID": "tests",
-    "AWS_SECRET_ACCESS_KEY": "tests",
+    "AWS_SECRET_ACCESS_KEY": "a-secret-that-must-be-written-nowhere",
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }

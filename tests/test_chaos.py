@@ -269,10 +269,10 @@ def test_decode_child_decode_task_and_encoder_are_killed_at_work_and_the_same_ru
 
 def who_waits(held: Path, after: psutil.Process | None = None) -> psutil.Process:
     """The process that wants to read a video that is held, other than `after`."""
-    told = held.with_suffix(".waiting")
-    while not told.exists() or not (pid := told.read_text()) or (after and after.pid == int(pid)):
+    earlier = after.pid if after else held.stat().st_mtime_ns
+    while (pid := held.stat().st_mtime_ns) == earlier:
         time.sleep(0.01)
-    return psutil.Process(int(pid))
+    return psutil.Process(pid)
 
 
 def parent_of(process: psutil.Process) -> psutil.Process:

@@ -2,7 +2,8 @@
 
 `segfaults.mp4` and `hangs.mp4` do so when they are opened, `segfaults late.mp4` and `hangs late.mp4` only when decord
 comes to them, which a scan without scenes never does. `waits.mp4` is opened when the file `waits.mp4.hold` beside it is
-gone; until then `waits.mp4.waiting` names the process that wants it. No other name is touched.
+gone; until then the time of that file, in nanoseconds, is the id of the process that wants it, which may write no file.
+No other name is touched.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -35,8 +37,10 @@ def fail(package: str, path: str) -> None:
 
 def wait(video: Path) -> None:
     """Until it is no longer held."""
-    while video.with_name("waits.mp4.hold").exists():
-        video.with_name("waits.mp4.waiting").write_text(str(os.getpid()))
+    held = video.with_name("waits.mp4.hold")
+    while held.exists():
+        with suppress(FileNotFoundError):  # it has just gone
+            os.utime(held, ns=(os.getpid(), os.getpid()))
         time.sleep(0.01)
 
 

@@ -12,7 +12,7 @@ import pytest
 from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 
-from pipeline.container import MAX_PIXELS, read_clock, read_facts
+from pipeline.container import FOLLOWING, MAX_PIXELS, read_clock, read_facts
 from pipeline.errors import BadVideo
 from tests.video_files import copy_packets, cut_by_edit_list, decoded, pictures, shown_at, stored, turn, write_video
 
@@ -219,6 +219,28 @@ def test_a_name_does_not_make_a_video(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "fake.mp4").write_bytes(content)
     with pytest.raises(BadVideo, match="^damaged or not a video: "):
         read_facts(tmp_path / "fake.mp4")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nfile://{other}\n#EXT-X-ENDLIST\n"),
+        ("list.mp4", "ffconcat version 1.0\nfile 'other.ts'\n"),
+        ("list.ffconcat", "ffconcat version 1.0\nfile 'other.ts'\n"),
+        ("session.sdp", "v=0\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n"),
+    ],
+)
+def test_a_file_does_not_bring_another_one_in(tmp_path: Path, name: str, content: str) -> None:
+    """Without this, a video from elsewhere on the disk would be in the cache."""
+    other = write_video(tmp_path / "other.ts")
+    assert read_facts(other).num_frames
+    (tmp_path / name).write_text(content.format(other=other))
+    with pytest.raises(BadVideo, match="^damaged or not a video: "):
+        read_facts(tmp_path / name)
+
+
+def test_what_would_bring_others_in_is_known_by_ffmpegs_names() -> None:
+    assert {"hls", "concat", "dash", "sdp", "rtsp"} <= FOLLOWING & av.formats_available
 
 
 @pytest.mark.parametrize("kept", [0.01, 0.3, 0.9])

@@ -33,7 +33,16 @@ def test_another_scheme_is_refused(path: str) -> None:
         Location.of(path)
 
 
-@pytest.mark.parametrize("path", ["s3://me:secret@bkt/a.mp4", "gs://secret@bkt/a.mp4"])
+SECRETS = [
+    "s3://me:secret@bkt/a.mp4",
+    "gs://secret@bkt/a.mp4",
+    "s3://bkt/a.mp4?access_key=me&secret_key=secret",
+    "s3://bkt/a.mp4?scheme=http&endpoint_override=http://me:secret@host",
+    "https://bkt.s3.amazonaws.com/a.mp4?X-Amz-Credential=secret",
+]
+
+
+@pytest.mark.parametrize("path", SECRETS)
 def test_a_password_in_a_path_is_refused_and_not_repeated(path: str) -> None:
     with pytest.raises(Refused, match="by the environment") as refused:
         Location.of(path)

@@ -1,7 +1,9 @@
 """Whatever happens in the child, the parent is told why, and goes on."""
 
 import ctypes
+import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,7 +17,8 @@ import psutil
 import pytest
 
 from pipeline.errors import BadVideo, Refused
-from pipeline.sandbox import STDERR_BYTES, TAIL_BYTES, ChildTraceback, Limits, Sandbox, sandbox_here
+from pipeline.sandbox import ChildTraceback, Limits, Sandbox, sandbox_here
+from pipeline.sandbox_process import STDERR_BYTES, TAIL_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 PLENTY = Limits(deadline_s=60, memory_bytes=2**30, videos=100)
@@ -129,6 +132,44 @@ def put_to_sleep() -> int:
     print(sandbox.call(child_id), flush=True)
     sandbox.call(spin_with_the_lock_held)
     return 0
+
+
+def wire_and_slots() -> list[int]:
+    """What the child has in common with its parent, by the numbers of its files."""
+    return [int(word) for word in sys.argv[4:]]
+
+
+def lie(line: bytes, rest_s: float = 0.0) -> None:
+    """Answer as a decoder might that a video has taken over."""
+    wire, *_ = wire_and_slots()
+    for start in range(0, len(line), 1 << 16):
+        os.write(wire, line[start : start + (1 << 16)])
+    time.sleep(rest_s)
+
+
+def hang_up() -> None:
+    wire, *_ = wire_and_slots()
+    os.close(wire)
+    time.sleep(3600)
+
+
+def take_memory_back(side: int) -> Iterator[np.ndarray]:
+    """Announce an array that is no longer there."""
+    _, *slots = wire_and_slots()
+    yield np.ones((side, side))
+    for slot in slots:
+        os.ftruncate(slot, 0)
+    lie(json.dumps([0.0, "item", ["array", "<f8", [side, side]]]).encode() + b"\n", rest_s=3600)
+
+
+class Touch:
+    """Whoever unpickles this makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
 
 
 @pytest.fixture
@@ -334,6 +375,65 @@ def test_a_bad_video_keeps_its_reason_and_what_its_decoder_wrote(sandbox: Sandbo
 def test_an_exception_that_cannot_be_pickled_says_what_it_said(sandbox: Sandbox) -> None:
     with pytest.raises(RuntimeError, match="Odd: neither here nor there"):
         sandbox.call(fail_oddly)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"no JSON\n",
+        b"\x80\x05N.\n",
+        b"{}\n",
+        b'[1e999, "ended"]\n',
+        b'[0, "ended", null, ""]\n',
+        b'[0.0, "item", {"a": 1}]\n',
+        b'[0.0, "item", ["Path", "/etc"]]\n',
+        b'[0.0, "item", ["array", "|O", [1]]]\n',
+        b'[0.0, "item", ["array", "<f8", [100000000000]]]\n',
+        b'[0.0, "item", ["array", "<f8", [10]]]\n',
+        b'[0.0, "ended", ["SystemExit", 1], ""]\n',
+        b'[0.0, "item", ' + b"[" * 100_000 + b"\n",
+    ],
+    ids=lambda line: line[:50].decode("latin-1"),
+)
+def test_answers_that_are_none_of_ours_are_a_crash(sandbox: Sandbox, line: bytes) -> None:
+    with pytest.raises(BadVideo, match="^the decoder crashed: it does not answer as it should: "):
+        sandbox.call(lie, line, 3600)
+    assert sandbox.call(add, 2, 3) == 5
+
+
+def test_an_answer_without_end_is_a_crash(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.sandbox_process.LINE_BYTES", 1 << 20)
+    with pytest.raises(BadVideo, match="it does not answer as it should: more than 1048576 bytes"):
+        sandbox.call(lie, b"z" * (2 << 20), 3600)
+
+
+def test_a_child_that_hangs_up_and_stays_is_a_crash(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.sandbox_process.KILL_S", SHORT_S)
+    with pytest.raises(BadVideo, match="^the decoder crashed: it does not answer any more$"):
+        sandbox.call(hang_up)
+    assert sandbox.call(add, 2, 3) == 5
+
+
+def test_half_an_answer_is_late() -> None:
+    with Sandbox(Limits(SHORT_S, 2**30, 100)) as sandbox:
+        with pytest.raises(BadVideo, match="^still not done after"):
+            sandbox.call(lie, b'[0.0, "ended', 3600)
+        assert sandbox.call(add, 2, 3) == 5
+
+
+def test_memory_that_is_taken_back_is_a_crash_of_the_child_alone(sandbox: Sandbox) -> None:
+    stream = sandbox.stream(take_memory_back, 300)
+    assert next(stream).all()
+    with pytest.raises(BadVideo, match="it does not answer as it should: .* are not there"):
+        next(stream)
+
+
+def test_nothing_that_a_child_sends_is_unpickled(sandbox: Sandbox, tmp_path: Path) -> None:
+    evil = pickle.dumps(Touch(tmp_path / "unpickled"))
+    for line in (evil, evil + b"\n", len(evil).to_bytes(4, "big") + evil):
+        with pytest.raises(BadVideo, match="the decoder crashed"):
+            sandbox.call(lie, line + b"\n", 3600)
+    assert not (tmp_path / "unpickled").exists()
 
 
 def test_what_the_decoder_wrote_is_told_work_by_work(sandbox: Sandbox) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +75,27 @@ def test_an_object_is_examined_like_a_file(videos: Path, sandbox: Sandbox) -> No
     here, same = examine(source(videos / "plain.mp4"), "full", "content", None, sandbox)
     assert video == replace(here, path=uri, size_bytes=size_bytes, mtime_ns=mtime_ns)
     assert (size_bytes, scenes) == (here.size_bytes, same)
+
+
+class TakenOver(Sandbox):
+    """A sandbox whose child has been taken over by the video."""
+
+    def __init__(self, **lies: Any) -> None:
+        super().__init__(Limits(60.0, 2 << 30, 100))
+        self.lies = lies
+
+    def call(self, work: Any, *arguments: Any, lasts_s: float = 0.0) -> Any:
+        answer = super().call(work, *arguments, lasts_s=lasts_s)
+        return replace(answer, **self.lies) if isinstance(answer, Video) else [replace(answer[0], video="another")]
+
+
+def test_of_a_decoder_no_more_is_believed_than_it_has_to_tell(videos: Path) -> None:
+    named = source(videos / "plain.mp4")
+    with TakenOver(path="/etc/passwd", caption="red", size_bytes=1, mtime_ns=1, extra='{"aesthetic": 10}') as sandbox:
+        video, [scene] = examine(named, "fast", "off", None, sandbox)
+    assert video == probe(named, "fast") and scene.video == video.id
+    with TakenOver(id="../../../../etc") as sandbox, pytest.raises(BadVideo, match="'../../../../etc' as its id"):
+        examine(named, "fast", "off", None, sandbox)
 
 
 def test_a_file_that_is_bad_is_known_again_and_one_that_is_away_is_not(tmp_path: Path, sandbox: Sandbox) -> None:

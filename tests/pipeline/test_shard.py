@@ -14,7 +14,7 @@ from webdataset import WebDataset  # pyright: ignore[reportAttributeAccessIssue]
 
 from pipeline.cache import sidecar_path, tar_path
 from pipeline.sample import array_bytes
-from pipeline.shard import Member, Packed, commit_shard, committed_footer, is_committed, writing_shard
+from pipeline.shard import Member, Packed, commit_shard, committed_footer, is_committed, sweep_shards, writing_shard
 from pipeline.tables import read_metadata, read_records
 from tests.shards import local, write_shard
 
@@ -209,6 +209,26 @@ def test_two_writers_of_one_shard_commit_it_once(tmp_path: Path) -> None:
     commit_shard(tmp_path, SHARD, Row, rows, footer)
     assert local(sidecar_path(tmp_path, SHARD)).stat().st_ino == first
     assert is_committed(tmp_path, SHARD, FACTS)
+
+
+def test_a_second_writer_that_is_killed_before_its_commit_leaves_that_of_the_first(tmp_path: Path) -> None:
+    write(tmp_path, samples())
+    write_tar(tmp_path, samples())
+    assert is_committed(tmp_path, SHARD, FACTS)
+
+
+def test_the_same_tar_again_states_the_facts_of_today(tmp_path: Path) -> None:
+    write(tmp_path, samples())
+    write(tmp_path, samples(), FACTS | {"generation": "0001"})
+    assert is_committed(tmp_path, SHARD, FACTS | {"generation": "0001"})
+
+
+def test_what_killed_writers_left_aside_is_swept(tmp_path: Path) -> None:
+    write(tmp_path, samples())
+    folder = local(tar_path(tmp_path, SHARD)).parent
+    (folder / f".other.tar.{'0' * 32}.tmp").touch()
+    sweep_shards(tmp_path, [SHARD])
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_of_two_writers_with_other_bytes_neither_is_committed(tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """Records come back from Parquet as they went in, and the same records give the same bytes."""
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import Refused
 from pipeline.tables import Unreadable, read_metadata, read_parts, read_records, read_table, table_of, write_records
+from pipeline.user_table import read_rows
 
 
 @dataclass(frozen=True)
@@ -124,3 +128,29 @@ def test_columns_of_other_types_are_damage(tmp_path: Path) -> None:
     write_records(tmp_path / "fruit", Counted, [Counted("pear", 170, 3)])
     with pytest.raises(Unreadable, match=r"found columns of .*int64.*wanted .*double"):
         read_table(tmp_path / "fruit", Fruit)
+
+
+class Touch:
+    """Whoever unpickles this makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", [b"arrow.py_extension_type", b"pandas", b"anything"])
+def test_what_a_schema_holds_is_not_unpickled(tmp_path: Path, name: bytes) -> None:
+    """Arrow once did so for types that Python had defined."""
+    evil = pickle.dumps(Touch(tmp_path / "unpickled"))
+    fields = [
+        field.with_metadata({b"ARROW:extension:name": name, b"ARROW:extension:metadata": evil})
+        for field in table_of(Fruit, FRUITS).schema
+    ]
+    schema = pa.schema(fields, {b"pandas": evil[:0] + b"{}", b"pickle": evil})
+    pq.write_table(table_of(Fruit, FRUITS).cast(schema), tmp_path / "fruit.parquet")
+    assert read_records([tmp_path / "fruit.parquet"], Fruit) == FRUITS
+    with open(tmp_path / "fruit.parquet", "rb") as file:
+        assert [row["name"] for row in read_rows(file, "fruit.parquet", ".parquet")] == [one.name for one in FRUITS]
+    assert not (tmp_path / "unpickled").exists()

@@ -144,3 +144,11 @@ def test_a_tar_that_is_no_longer_kept_open_is_read_to_the_end(tmp_path: Path) ->
 
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(read, range(400)))
+
+
+@pytest.mark.parametrize("where", [(-5, 5), (0, -1), (0, 10**18), (10**12, 5), (len(CONTENT) - 1, 2)], ids=str)
+def test_an_index_that_points_outside_of_its_tar_is_damage(column: Place, where: tuple[int, int]) -> None:
+    with pytest.raises(Damaged, match="run `verify --repair`"):
+        TarReader(column).read("a", Member(*where, crc32c=0))
+    with pytest.raises(Refused, match="the name of a shard"):
+        TarReader(column).read("../a", member(0, 1))
