@@ -5,11 +5,11 @@ from math import ceil
 from pathlib import PurePosixPath
 from typing import Literal
 
+from cluster.capacity import Capacity, Node
 from cluster.manifests import aws, gcp
 from cluster.manifests.facts import Facts, Nodes
-from cluster.runtime import Node
 from jobs.config import ClusterConfig, RunConfig
-from jobs.room import count_encoders
+from jobs.placement import CHECKS, check_encoding
 from jobs.run_toml import toml_document
 from pipeline.errors import Refused
 from pipeline.location import Location
@@ -110,15 +110,12 @@ def changed_knobs(config: RunConfig) -> str:
 def check_nodes(config: RunConfig, verb: ClusterVerb, decode_nodes: int) -> None:
     """Refuse nodes on which encoders or training workers could never run."""
     wanted = config.cluster
+    gpu = Node(wanted.gpu_cpus, wanted.gpus_per_node, frozenset([wanted.encode_label]))
     if verb != "train":
-        nodes = [Node(wanted.gpu_cpus, wanted.gpus_per_node)] * wanted.gpu_nodes
-        nodes += [Node(wanted.decode_cpus, 0)] * decode_nodes
-        count_encoders(nodes, config.encode, num_shards=config.encode.encoders or 1)
-    if verb != "encode" and not workers_per_node(config):
-        raise Refused(
-            f"cluster.gpu_cpus: found {wanted.gpu_cpus}, and a training worker takes train.cpus_per_worker="
-            f"{config.train.cpus_per_worker}; raise cluster.gpu_cpus or lower train.cpus_per_worker"
-        )
+        decode = [Node(wanted.decode_cpus, 0, frozenset([wanted.decode_label]))] * decode_nodes
+        check_encoding(config, Capacity((), (*[gpu] * wanted.gpu_nodes, *decode)))
+    if verb != "encode":
+        CHECKS["train"](config, Capacity((), (gpu,) * training_nodes(config)))
 
 
 def check_places(config: RunConfig, verb: ClusterVerb) -> None:

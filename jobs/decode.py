@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import numpy as np
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError
 
+from pipeline.decode import at_hand
 from pipeline.errors import BadVideo
 from pipeline.looked import decode_and_look
 from pipeline.records import Clip, Look, Video
@@ -21,7 +22,8 @@ if TYPE_CHECKING:  # a decode task does without torch, which the configuration's
     from jobs.config import DataConfig, EncodeConfig
 
 DECODE_ATTEMPTS = 2
-PROCESS_LOST = (WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
+NODE_LOST = (NodeDiedError, ObjectLostError)  # dead or cut off, with the tasks there and what they had yielded
+PROCESS_LOST = (WorkerCrashedError, OutOfMemoryError, *NODE_LOST)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def reader_limits(data: DataConfig) -> Limits:
     return Limits(data.deadline_s, data.reader_bytes, data.reader_videos)
 
 
-@ray.remote(num_cpus=1, max_retries=0)
+@ray.remote(max_retries=0)
 def decode(group: Group, limits: Limits) -> Iterator[Yielded]:
     """Decode the clips of some videos chunk by chunk; a video that fails twice is reported, and the next one begun.
 
@@ -140,9 +142,10 @@ def decode(group: Group, limits: Limits) -> Iterator[Yielded]:
     for work in group:
         for attempt in range(1, DECODE_ATTEMPTS + 1):
             try:
-                seen = sandbox.stream(decode_and_look, work.video, work.clips, lasts_s=work.video.duration_s)
-                for clip, number, frames, look in seen:
-                    yield Decoded(Slot(work.video.id, clip.key, number), frames, look)
+                with at_hand(work.video) as video:
+                    seen = sandbox.stream(decode_and_look, video, work.clips, lasts_s=video.duration_s)
+                    for clip, number, frames, look in seen:
+                        yield Decoded(Slot(video.id, clip.key, number), frames, look)
                 yield Passed(work.video.id, tuple(clip.key for clip in work.clips))
                 break
             except BadVideo as error:
@@ -167,12 +170,13 @@ class Decoders:
 
     At most `settings.decode_tasks` tasks exist at once, and together they hold at most `settings.decode_ahead_bytes`
     of frames that were not asked for yet, beside the few chunks on their way out of a sandbox. Tasks are read in the
-    order they were started.
+    order they were started, on nodes that have these labels.
     """
 
-    def __init__(self, settings: EncodeConfig, limits: Limits) -> None:
+    def __init__(self, settings: EncodeConfig, limits: Limits, labels: Mapping[str, str] | None = None) -> None:
         self.settings = settings
         self.limits = limits
+        self.labels = dict(labels or {})
         self.tasks: dict[str, _Tasks] = {}  # by shard
 
     def read(self, work: ShardWork, upcoming: ShardWork | None) -> Iterator[Yielded]:
@@ -208,12 +212,13 @@ class Decoders:
         clip = group[0].clips[0]
         chunk_bytes = clip.chunk_frames * clip.height * clip.width * 3
         chunks_ahead = max(1, self.settings.decode_ahead_bytes // (self.settings.decode_tasks * chunk_bytes))
-        options: dict[str, Any] = {"_generator_backpressure_num_objects": chunks_ahead}
+        options: dict[str, Any] = {"num_cpus": self.settings.decode_cpus, "label_selector": self.labels}
+        options |= {"_generator_backpressure_num_objects": chunks_ahead}
         return decode.options(**options).remote(group, self.limits)
 
     def _read_task(self, group: Group, stream: Any, attempt: int) -> Iterator[Yielded]:
         """What a task yields. When its process dies, its videos are decoded again one by one to find the culprit, but
-        for those that had passed."""
+        for those that had passed. When its node is lost, no video is to blame."""
         passed: set[tuple[str, ...]] = set()
         try:
             for reference in stream:
@@ -222,9 +227,12 @@ class Decoders:
                     passed.add(item.keys)
                 yield item
         except PROCESS_LOST as error:
-            if attempt == DECODE_ATTEMPTS:
+            left = tuple(one for one in group if tuple(clip.key for clip in one.clips) not in passed)
+            if isinstance(error, NODE_LOST):
+                yield from self._read_task(left, self._launch(left), attempt) if left else ()
+            elif attempt == DECODE_ATTEMPTS:
                 reason = f"the process that decoded it died: {type(error).__name__}"
-                yield Failed(group[0].video.id, reason, attempt)
-                return
-            for video in (one for one in group if tuple(clip.key for clip in one.clips) not in passed):
-                yield from self._read_task((video,), self._launch((video,)), attempt + 1)
+                yield from (Failed(one.video.id, reason, attempt) for one in left)
+            else:
+                for one in left:
+                    yield from self._read_task((one,), self._launch((one,)), attempt + 1)

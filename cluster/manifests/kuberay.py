@@ -1,9 +1,19 @@
 """Kubernetes: facts -> a RayJob that does one verb, or a RayCluster that takes jobs; KubeRay 1.6 or later runs them."""
 
+from cluster.capacity import growth_labels
 from cluster.manifests.facts import HEAD_BYTES, HEAD_CPUS, Document, Facts, Nodes
-from cluster.manifests.pods import CONFIG_FOLDER, CONTAINER_SECURITY, IDENTITY, head_pod, submitter_pod, worker_pod
+from cluster.manifests.pods import (
+    CONFIG_FOLDER,
+    CONTAINER_SECURITY,
+    IDENTITY,
+    METRICS_PORT,
+    head_pod,
+    submitter_pod,
+    worker_pod,
+)
 
 DASHBOARD_PORT = 8265
+SHOWN = {"metrics-export-port": str(METRICS_PORT)}
 KEEP_S = 600  # a finished job's nodes, to look at what they have logged
 IDLE_S = 300
 SCRIPT = "job.sh"
@@ -83,7 +93,8 @@ def _cluster_spec(facts: Facts, name: str, config: str) -> Document:
         "headGroupSpec": {
             "serviceType": "ClusterIP",
             # The operator asks the dashboard how the job does. Token and network policy keep others out.
-            "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0"},
+            "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", **SHOWN},
+            "labels": growth_labels(facts.nodes),
             "template": head_pod(facts, name, HEAD_CPUS, HEAD_BYTES, config),
         },
         "workerGroupSpecs": [_worker_group(facts, name, nodes) for nodes in facts.nodes],
@@ -98,7 +109,7 @@ def _worker_group(facts: Facts, name: str, nodes: Nodes) -> Document:
         "minReplicas": least,
         "maxReplicas": nodes.most,
         "labels": nodes.labels,
-        "rayStartParams": {},
+        "rayStartParams": SHOWN,
         "template": worker_pod(facts, name, nodes),
     }
 
@@ -109,14 +120,10 @@ def _fault_tolerance(facts: Facts) -> Document:
 
 
 def _network_policy(name: str) -> Document:
-    """Pods of one cluster reach each other, the operator its dashboard, and nobody else anything.
+    """Pods of one cluster reach each other, the operator its dashboard, Prometheus its metrics, nobody else anything.
 
     What they may reach is left open: object stores, hubs and the API server have no addresses that could be named here.
     """
-    operator = {
-        "namespaceSelector": {},
-        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
-    }
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -126,7 +133,14 @@ def _network_policy(name: str) -> Document:
             "policyTypes": ["Ingress"],
             "ingress": [
                 {"from": [{"podSelector": {"matchLabels": {IDENTITY: name}}}]},
-                {"from": [operator], "ports": [{"protocol": "TCP", "port": DASHBOARD_PORT}]},
+                _let_in("kuberay-operator", DASHBOARD_PORT),
+                _let_in("prometheus", METRICS_PORT),
             ],
         },
     }
+
+
+def _let_in(application: str, port: int) -> Document:
+    """A rule for the pods of an application, in whichever namespace it is."""
+    pods = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": application}}}
+    return {"from": [{"namespaceSelector": {}, **pods}], "ports": [{"protocol": "TCP", "port": port}]}

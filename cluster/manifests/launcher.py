@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cluster.capacity import growth_labels
 from cluster.manifests.facts import Document, Facts, Nodes
 
 IDLE_MINUTES = 5
@@ -57,13 +58,18 @@ def launcher_file(facts: Facts, provider: Document, head: Document, workers: Cal
         "head_start_ray_commands": [
             "ray stop",
             f"{LIMITS}; ray start --head --port=6379 --object-manager-port=8076 "
-            "--autoscaling-config=~/ray_bootstrap_config.yaml --dashboard-host=127.0.0.1",
+            f"--autoscaling-config=~/ray_bootstrap_config.yaml --dashboard-host=127.0.0.1 --labels={_labels(facts)}",
         ],
         "worker_start_ray_commands": [
             "ray stop",
             f"{LIMITS}; ray start --address=$RAY_HEAD_IP:6379 --object-manager-port=8076",
         ],
     }
+
+
+def _labels(facts: Facts) -> str:
+    """The head's, as an option of `ray start`."""
+    return ",".join(f"{key}={value}" for key, value in growth_labels(facts.nodes).items())
 
 
 def _node_type(nodes: Nodes, node_config: Document) -> Document:

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from cluster.gauges import Gauges
 from cluster.meanwhile import meanwhile
+from cluster.meters import Meters
 from jobs.events import read_events
 from jobs.progress import Bar
 from pipeline.storage import publish
@@ -26,7 +26,7 @@ class Metrics:
         kept = [line for line in read_metrics(self.path) if line["step"] <= start]
         publish(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
-        self.gauges = Gauges("latentmill_train")
+        self.meters = Meters("latentmill_train", run=out.name)
         self.begun_s = begun_s(read_events(out / "events.jsonl"))
         self.stepping_s = sum(line["step_s"] for line in kept)
 
@@ -44,7 +44,7 @@ class Metrics:
         for name, value in values.items():
             self.board.add_scalar(name if "/" in name else f"train/{name}", value, step)
         self.board.flush()  # else a run that ends takes the last points with it
-        self.gauges.set({"step": step, **values})
+        self.meters.set({"step": step, **values})
 
 
 def begun_s(events: Sequence[dict[str, Any]]) -> float:

@@ -6,25 +6,23 @@ from itertools import count
 from cluster import runtime
 from cluster.launch import Workers
 from jobs.config import ConfigError, RunConfig
+from jobs.enter import enter
 from jobs.events import Events
+from jobs.placement import ask_training
 from jobs.progress import say
 from jobs.training.run_record import committed_step
-from pipeline.errors import Refused
 
 
 def ask_for_workers(config: RunConfig) -> Workers:
-    """What [train] asks for; Refused where the cluster has no room for the fewest."""
+    """What [train] asks the cluster for; Refused where there will never be room for the fewest."""
     settings = config.train
-    least = settings.workers if settings.min_workers is None else settings.min_workers
-    if least > settings.workers:
-        raise ConfigError(f"train.min_workers: found {least}, wanted at most train.workers, {settings.workers}")
-    workers = Workers(settings.workers, least, settings.cpus_per_worker, gpus=runtime.count("GPU") > 0)
-    resource, each = _needs(workers)
-    found = runtime.count(resource)
-    if found < least * each:
-        knob = "train.workers" if settings.min_workers is None else "train.min_workers"
-        raise Refused(f"{knob}: asks for {least * each} {resource}s, the cluster has {found}; lower {knob}")
-    return workers
+    if settings.min_workers is not None and settings.min_workers > settings.workers:
+        raise ConfigError(
+            f"train.min_workers: found {settings.min_workers}, wanted at most train.workers, {settings.workers}"
+        )
+    found = enter(config, "train", num_cpus=settings.workers * settings.cpus_per_worker)
+    ask = ask_training(config, found)
+    return Workers(settings.workers, ask.number, settings.cpus_per_worker, gpus=ask.gpus > 0)
 
 
 def tell_failures(config: RunConfig) -> Callable[[str], None]:

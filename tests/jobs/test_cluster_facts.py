@@ -77,7 +77,7 @@ def test_every_knob_of_a_cluster_gets_into_its_facts() -> None:
     text |= {"machine_image": "ami-1", "name": "other"}
     numbers = {"retries": 7, "time_limit_s": 8, "grace_s": 99}
     wanted = {**text, **numbers, "slurm_options": ("--account=video",)}
-    assert set(ClusterConfig.model_fields) == set(wanted) | of_nodes | {"address"}
+    assert set(ClusterConfig.model_fields) == set(wanted) | of_nodes | {"address", "driver_cpus", "pip"}
     facts = describe_cluster(RunConfig(cluster=ClusterConfig.model_validate(wanted)), "encode")
     assert {name: getattr(facts, name) for name in wanted} == wanted
 
@@ -130,16 +130,17 @@ def test_weights_that_other_nodes_do_not_see_are_refused() -> None:
 
 def test_an_encoder_that_no_node_has_room_for_is_refused() -> None:
     check_nodes(configured(), "encode", decode_nodes=0)
-    with pytest.raises(Refused, match=r"found room for 0 on the 2 nodes"):
+    with pytest.raises(Refused, match=r"can scale to 0: lower encode.encoders"):
         check_nodes(configured("encode.encoder_cpus=17"), "encode", decode_nodes=0)
-    with pytest.raises(Refused, match=r"encode.encoders: 3 .* found room for 2"):
+    with pytest.raises(Refused, match=r"asks for 3 encoders .* can scale to 2: "):
         check_nodes(configured("encode.encoders=3"), "encode", decode_nodes=4)
 
 
 def test_a_training_worker_that_no_node_has_room_for_is_refused() -> None:
     config = configured("train.cpus_per_worker=17")
     check_nodes(config, "encode", decode_nodes=4)
-    with pytest.raises(Refused, match=re.escape("cluster.gpu_cpus: found 16, and a training worker takes")):
+    asked = "asks for one worker of 1 GPU and 17 CPUs"
+    with pytest.raises(Refused, match=f"train: {asked}; .* can scale to 0: lower train.workers"):
         check_nodes(config, "train", decode_nodes=0)
 
 

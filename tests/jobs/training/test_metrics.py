@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from jobs.config import RunConfig
 from jobs.events import Events
 from jobs.progress import progress
 from jobs.training.metrics import Metrics, describe_steps, following, read_metrics, read_new_metrics
@@ -73,7 +74,7 @@ def test_every_number_is_a_point_in_tensorboard(tmp_path: Path) -> None:
 
 
 def test_a_bar_follows_to_the_last_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with progress("train", 2, "steps") as bar, following(tmp_path / "metrics.jsonl", bar):
+    with progress("train", 2, "steps", RunConfig()) as bar, following(tmp_path / "metrics.jsonl", bar):
         metrics = Metrics(tmp_path, start=0)
         metrics.write(1, loss=3.0, step_s=0.1, samples_per_s=20.0, data_wait_share=0.25)
         metrics.write(2, loss=1.0, step_s=0.2, samples_per_s=10.0, data_wait_share=0.0)

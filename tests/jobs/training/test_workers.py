@@ -23,10 +23,10 @@ def test_there_must_be_room_for_the_fewest_workers(local_ray: None) -> None:
     assert ask_for_workers(config(workers=here)) == Workers(here, here, 1, gpus=False)
     assert ask_for_workers(config(workers=here + 1, min_workers=1)) == Workers(here + 1, 1, 1, gpus=False)
     with pytest.raises(
-        Refused, match=rf"train\.workers: asks for {here + 1} CPUs, .* has {here}; lower train\.workers"
+        Refused, match=rf"train: asks for {here + 1} workers of 1 CPU each; .* room for {here} on 1 node: "
     ):
         ask_for_workers(config(workers=here + 1))
-    with pytest.raises(Refused, match=rf"train\.min_workers: asks for {2 * here} CPUs"):
+    with pytest.raises(Refused, match=r"train: asks for 2 workers .* room for 1 on 1 node: lower train\.min_workers "):
         ask_for_workers(config(workers=9, min_workers=2, cpus_per_worker=here))
     with pytest.raises(ConfigError, match=r"train\.min_workers: found 3, wanted at most train\.workers, 2"):
         ask_for_workers(config(workers=2, min_workers=3))
