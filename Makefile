@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/installed
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo head test check bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ install: $(INSTALLED) ## a .venv with everything, at the versions in constraints
 
 demo: $(INSTALLED) ## make videos, encode, train, sample and judge: the whole way on one CPU
 	$(VENV)/bin/latentmill demo $(ARGS)
+
+head: $(INSTALLED) ## a Ray on this machine for `latentmill submit`; its dashboard is http://127.0.0.1:8265, `ray stop` ends it
+	@(umask 077; $(VENV)/bin/ray get-auth-token --generate >/dev/null)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" RAY_AUTH_MODE=token $(VENV)/bin/ray start --head
 
 test: $(INSTALLED) ## the tests, without the slow ones
 	$(PY) -m pytest $(ARGS)

@@ -1,7 +1,6 @@
 """`python -m cluster.gather NODES SECONDS`: wait until so many nodes have joined the Ray at RAY_ADDRESS."""
 
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from collections.abc import Callable
 import ray
 
 from cluster import runtime
+from cluster.capacity import capacity
 
 POLL_S = 0.5
 
@@ -16,13 +16,13 @@ POLL_S = 0.5
 def gather(address: str, wanted: int, seconds: float) -> str:
     """Wait for nodes; returns what is wrong where they do not come in time, in one line."""
     give_up_s = time.monotonic() + seconds
-    if not _wait(lambda: _listens(address), give_up_s):  # Ray itself would wait for a minute, whatever is asked for
+    if not _wait(lambda: runtime.listens(address, POLL_S), give_up_s):  # Ray would wait for a minute, whatever is asked
         return f"found no Ray at {address} after {seconds:g} s; the log says why it did not start on the first node"
     runtime.connect(address)
     try:
-        if _wait(lambda: runtime.count_nodes() >= wanted, give_up_s):
+        if _wait(lambda: len(capacity().alive) >= wanted, give_up_s):
             return ""
-        found = runtime.count_nodes()
+        found = len(capacity().alive)
         return f"found {found} of {wanted} nodes after {seconds:g} s; the log says why Ray did not start on the others"
     finally:
         ray.shutdown()
@@ -34,15 +34,6 @@ def _wait(done: Callable[[], bool], give_up_s: float) -> bool:
         if time.monotonic() > give_up_s:
             return False
         time.sleep(POLL_S)
-    return True
-
-
-def _listens(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=POLL_S).close()
-    except OSError:
-        return False
     return True
 
 
