@@ -25,7 +25,8 @@ import numpy as np
 import ray
 from einops import rearrange
 
-from cluster import runtime
+from cluster.actors import share_out
+from cluster.sharing import IN_FLIGHT
 from jobs import encode as encode_verb
 from jobs.config import RunConfig
 from jobs.configured import configured_recipe
@@ -232,12 +233,12 @@ class SleepingEncoder(encode_verb.ShardEncoder):
 def sleep_through(config: RunConfig, works: Sequence[ShardWork], chunk_s: float) -> Cost:
     """Encode everything by an encoder that is up already."""
     shutil.rmtree(config.cache.latents, ignore_errors=True)  # pyright: ignore[reportArgumentType]
-    options = {"num_cpus": 1, "max_concurrency": runtime.IN_FLIGHT}
+    options = {"num_cpus": 1, "max_concurrency": IN_FLIGHT}
     encoder: Any = ray.remote(SleepingEncoder).options(**options).remote(config, chunk_s)
     ray.get(encoder.__ray_ready__.remote())
 
     def encode_all() -> None:
-        for _ in runtime.share_out(lambda: encoder, 1, works):
+        for _ in share_out(lambda: encoder, lambda: 1, works, on_waiting=print):
             pass
 
     return measure(encode_all)

@@ -1,6 +1,5 @@
 """Nodes come and go while workers run: on a cluster of several nodes, in a process of its own."""
 
-import multiprocessing
 import subprocess
 import sys
 import time
@@ -16,9 +15,9 @@ import torch.distributed as dist
 from cluster import launch
 from cluster.launch import Workers, run_workers
 from jobs.training.stopping import agree
+from tests.many_nodes import play
 
 ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
 }
@@ -53,7 +52,7 @@ def go(cluster: Any) -> None:
     subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *told, *reason], check=True)
 
 
-def scene(folder: Path, num_nodes: int, function: Any, happens: Any, end: Any) -> None:
+def scene(folder: Path, num_nodes: int, function: Any, happens: Any) -> list[Any]:
     """Run workers, one or two, on nodes of one CPU each; something happens to the cluster once they have begun."""
     from ray.cluster_utils import Cluster
 
@@ -74,9 +73,9 @@ def scene(folder: Path, num_nodes: int, function: Any, happens: Any, end: Any) -
         time.sleep(0.2)
     happens(cluster)
     thread.join()
-    end.send(returned)
     ray.shutdown()
     cluster.shutdown()
+    return returned
 
 
 @pytest.mark.slow
@@ -86,20 +85,7 @@ def scene(folder: Path, num_nodes: int, function: Any, happens: Any, end: Any) -
     ids=["a node comes, and workers begin again on both", "a node will be taken away, and workers are told"],
 )
 def test_workers_follow_nodes(
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-    num_nodes: int,
-    function: Any,
-    happens: Any,
-    returned: Any,
+    tmp_path_factory: pytest.TempPathFactory, num_nodes: int, function: Any, happens: Any, returned: Any
 ) -> None:
-    processes = multiprocessing.get_context("spawn")
-    ours, theirs = processes.Pipe(duplex=False)
     folder = tmp_path_factory.mktemp("n")
-    for name, value in {**ENVIRONMENT, "RAY_TMPDIR": str(folder)}.items():
-        monkeypatch.setenv(name, value)  # here, for Ray reads some of them when it is imported
-    process = processes.Process(target=scene, args=(folder, num_nodes, function, happens, theirs))
-    process.start()
-    theirs.close()
-    assert ours.recv() == [returned]
-    process.join()
+    assert play(scene, folder, folder, num_nodes, function, happens, **ENVIRONMENT) == [returned]
