@@ -11,12 +11,10 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.config import ConfigError, RunConfig
+from jobs.outcome import BAD_USAGE, FAILED, INTERRUPTED, QUARANTINED, refusal
 from jobs.run_toml import load_config, template
-from pipeline.errors import Refused
 from pipeline.quarantine import read_quarantine
 from pipeline.storage import publish
-
-DONE, FAILED, BAD_USAGE, QUARANTINED, INTERRUPTED = 0, 1, 2, 3, 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,10 +60,12 @@ def _finish(config: RunConfig, quarantined: int) -> None:
     raise typer.Exit(QUARANTINED)
 
 
-def _verb(run: Callable[[RunConfig], int], words: list[str] | None, cache: str | None) -> None:
+def _verb(name: str, run: Callable[[RunConfig], int], words: list[str] | None, cache: str | None) -> None:
+    from jobs.recorded import recorded
+
     config = _config(words, cache)
     with _interruptible():
-        quarantined = run(config)
+        quarantined = recorded(name, run, config)
     _finish(config, quarantined)
 
 
@@ -103,7 +103,7 @@ def scan(words: Words = None, cache: CachePlace = None) -> None:
     """Find the videos of data.source and read their facts: source -> CACHE/manifest."""
     from jobs.scan import scan
 
-    _verb(scan, words, cache)
+    _verb("scan", scan, words, cache)
 
 
 @app.command()
@@ -111,7 +111,7 @@ def plan(words: Words = None, cache: CachePlace = None) -> None:
     """Decide clips, chunks and shards before any pixel is read: manifest -> CACHE/plan, recipe.json."""
     from jobs.plan import plan
 
-    _verb(plan, words, cache)
+    _verb("plan", plan, words, cache)
 
 
 @app.command()
@@ -128,7 +128,7 @@ def encode(
     """Decode and encode on Ray what is not committed yet: plan -> CACHE/latents, index.parquet."""
     from jobs.encode import encode
 
-    _verb(partial(encode, limit=limit, only=only), words, cache)
+    _verb("encode", partial(encode, limit=limit, only=only), words, cache)
 
 
 @app.command()
@@ -142,7 +142,7 @@ def text(
     """Encode captions on Ray where they are new or changed: manifest -> CACHE/text."""
     from jobs.text import text
 
-    _verb(partial(text, follow=follow), words, cache)
+    _verb("text", partial(text, follow=follow), words, cache)
 
 
 @app.command()
@@ -156,7 +156,7 @@ def verify(
     """Read the cache again, whole, and compare it with its sums, its plan, its recipe and its captions."""
     from jobs.verify import verify
 
-    _verb(partial(verify, repair=repair), words, cache)
+    _verb("verify", partial(verify, repair=repair), words, cache)
 
 
 @app.command()
@@ -164,7 +164,7 @@ def stats(words: Words = None, cache: CachePlace = None) -> None:
     """Tell what the cached latents are like, channel by channel, and what would normalize them: CACHE/stats.json."""
     from jobs.stats import stats
 
-    _verb(stats, words, cache)
+    _verb("stats", stats, words, cache)
 
 
 @app.command()
@@ -178,7 +178,7 @@ def train(
     """Train a DiT with DeepSpeed ZeRO through Ray Train, from the last checkpoint on: CACHE -> train.out."""
     from jobs.train import train
 
-    _verb(train, [*(words or []), *["train.follow=true"] * follow], cache)
+    _verb("train", train, [*(words or []), *["train.follow=true"] * follow], cache)
 
 
 @app.command()
@@ -191,7 +191,7 @@ def export(
     """Export a checkpoint as safetensors, also for Open-Sora's own code: train.out/checkpoints -> model and ema."""
     from jobs.export import export
 
-    _verb(partial(export, step=step, to=to), words, cache)
+    _verb("export", partial(export, step=step, to=to), words, cache)
 
 
 @app.command()
@@ -214,7 +214,7 @@ def sample(words: Words = None, cache: CachePlace = None) -> None:
     """Sample videos with the trained model: train.out/model -> train.out/samples, samples.png."""
     from jobs.sample import sample
 
-    _verb(sample, words, cache)
+    _verb("sample", sample, words, cache)
 
 
 Paths = Annotated[str, typer.Option("--paths", metavar="PATTERN", help="Only inputs like '/data/a*.mp4'.")]
@@ -293,14 +293,96 @@ def run(words: Words = None, cache: CachePlace = None) -> None:
     """Scan, plan, encode, text, train and sample, each skipping what is done."""
     from jobs.run import run
 
-    _verb(run, words, cache)
+    _verb("run", run, words, cache)
+
+
+JobId = Annotated[str, typer.Option("--job", metavar="ID", help="One job, instead of those of the run.")]
+
+
+def _cluster_config(words: list[str] | None, cache: str | None) -> RunConfig:
+    """As `_config`; all defaults where no run is named and none is here, for jobs have names of their own."""
+    if not words and not Path("run.toml").exists():
+        return load_config(None, [])
+    return _config(words, cache)
+
+
+@app.command()
+def submit(
+    verb: Annotated[str, typer.Argument(metavar="VERB", help="run, or one of its steps, stats, verify, export.")],
+    words: Words = None,
+    cache: CachePlace = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Show what it writes until it is over, and end with its exit code.")
+    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Run it once more where it is done.")] = False,
+) -> None:
+    """Have a Ray cluster run a verb, once; what failed or was stopped goes on. `submit run`: each step is a job."""
+    from jobs.submit import submit
+
+    with _interruptible():
+        raise typer.Exit(submit(_config(words, cache), verb, follow, again))
+
+
+@app.command()
+def logs(
+    words: Words = None,
+    cache: CachePlace = None,
+    job: JobId = "",
+    follow: Annotated[bool, typer.Option("--follow", help="Until it is over; end with its exit code.")] = False,
+) -> None:
+    """Show what a submitted job has written: the run's newest one."""
+    from jobs.submit import logs
+
+    with _interruptible():
+        raise typer.Exit(logs(_cluster_config(words, cache), job, follow))
+
+
+@app.command()
+def stop(words: Words = None, cache: CachePlace = None, job: JobId = "") -> None:
+    """Stop a run's submitted jobs and wait for their end; training writes a checkpoint first."""
+    from jobs.submit import stop
+
+    with _interruptible():
+        stop(_cluster_config(words, cache), job)
+
+
+@app.command("list")
+def show_list(words: Words = None, cache: CachePlace = None) -> None:
+    """List all jobs of the cluster."""
+    from jobs.submit import show_list
+
+    show_list(_cluster_config(words, cache))
+
+
+@app.command(hidden=True)
+def chain(words: Words = None) -> None:
+    """What `submit run` has a cluster run."""
+    from jobs.submit import chain
+
+    raise typer.Exit(chain(_config(words, None)))
+
+
+@app.command()
+def status(
+    words: Words = None,
+    cache: CachePlace = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="As it goes, until Ctrl-C; without a terminal until nothing runs any more.")
+    ] = False,
+) -> None:
+    """Show a run at a glance: how far each verb is, how fast, where time goes; its jobs, and its cluster's nodes."""
+    from jobs.status import status
+
+    status(_config(words, cache), watch)
 
 
 @app.command()
 def manifest(
     target: Annotated[
-        Literal["kuberay", "kuberay-cluster", "aws", "gcp", "slurm"],
-        typer.Argument(help="A RayJob; a RayCluster that stays; a file for `ray up`, twice; a script for sbatch."),
+        Literal["kuberay", "kuberay-cluster", "aws", "gcp", "slurm", "grafana"],
+        typer.Argument(
+            help="A RayJob; a RayCluster that stays; a file for `ray up`, twice; a script for sbatch; a dashboard."
+        ),
     ],
     words: Words = None,
     cache: CachePlace = None,
@@ -309,7 +391,7 @@ def manifest(
     ] = "run",
     to: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write it there, instead of printing it.")] = None,
 ) -> None:
-    """Write what makes a cluster as [cluster] asks for it: for Kubernetes, AWS, GCP or Slurm."""
+    """Write what makes a cluster as [cluster] asks for it: for Kubernetes, AWS, GCP or Slurm; and what shows it."""
     from jobs.manifest import manifest
 
     manifest(_config(words, cache), target, verb, to)
@@ -339,21 +421,13 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        refused = _refusal(error)
+        refused = refusal(error)
         if refused is None:
             raise
-        sys.stderr.write(f"latentmill: {refused}\n")
+        from jobs.progress import printable
+
+        sys.stderr.write(f"latentmill: {printable(str(refused))}\n")
         sys.exit(BAD_USAGE if isinstance(refused, ConfigError) else FAILED)
-
-
-def _refusal(error: BaseException | None) -> Refused | None:
-    """The refusal in a chain of exceptions: Ray wraps what its workers raise."""
-    while error is not None:
-        wrapped = getattr(error, "cause", None)
-        if isinstance(error, Refused) and wrapped is None:
-            return error
-        error = wrapped if isinstance(wrapped, BaseException) else error.__cause__
-    return None
 
 
 if __name__ == "__main__":

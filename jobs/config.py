@@ -1,5 +1,6 @@
 """The run's one configuration: each knob, its default and its explanation stand here, and nowhere else."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -102,6 +103,12 @@ def _one_of(known: Iterable[str], name: str) -> str:
     return name
 
 
+def _of_one_word(path: Path) -> Path:
+    if not re.fullmatch(WORD, str(path)):
+        raise ValueError(f"wanted letters, digits and . : / @ = + - only, to match {WORD}")
+    return path
+
+
 class Section(BaseModel):
     """Frozen, and unknown keys are errors."""
 
@@ -189,7 +196,9 @@ class EncodeConfig(Section):
     encoder_gpus: Annotated[float, Field(gt=0, le=1)] = 1.0
     """GPUs per encoder actor, where there are any: 0.5 lets two share one."""
     decode_tasks: Count = 2
-    """Decode tasks per encoder that run at once, one CPU each."""
+    """Decode tasks per encoder that run at once."""
+    decode_cpus: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs per decode task, and per task of `scan`. A decoder has one thread: 2 where two CPUs share a core."""
     frames_per_task: Count = 2000
     """Frames that one decode task is given, unless a single clip has more."""
     decode_ahead_bytes: Count = 2**30
@@ -368,12 +377,25 @@ Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,28}[a-z0-9])?$")]
 NodeLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9._]*[a-z0-9])?=[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$")]
 
 
+# Manifests put these into lines for a shell or for sbatch, where a space, a quote or a new line begins something else.
+WORD = r"^[\w.:/@=+-]*$"
+Word = Annotated[str, Field(pattern=WORD)]
+# A Secret's name, never its content.
+Reference = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")]
+Option = Annotated[str, Field(pattern=r"^-[ -~]*$")]
+
+
 class ClusterConfig(Section):
     address: str = ""
-    """A Ray cluster (auto, or host:port); empty = RAY_ADDRESS, else Ray is started on this machine."""
+    """A Ray cluster: auto or host:port for verbs that run here; for `submit` its dashboard, http://host:8265. Empty =
+    RAY_ADDRESS, else Ray is started on this machine, and `submit` looks for a dashboard on it."""
+    driver_cpus: Annotated[float, Field(ge=0)] = 0.0
+    """CPUs that a submitted verb takes for itself, on whichever node has them; 0 = none, on the head."""
+    pip: bool = False
+    """Have pip install what a submitted verb needs, at the versions that are installed here, where nodes lack it."""
     name: Name = "latentmill"
     """What the cluster and its jobs are called."""
-    image: str = "latentmill:0.1.0"
+    image: Word = "latentmill:0.1.0"
     """The container image of all nodes, as built from cluster/Dockerfile and pushed to where they can pull it."""
     decode_nodes: Annotated[int, Field(ge=0)] = 4
     """Nodes without GPUs, at the most; they come and go with the work. 0 = decode on the nodes with GPUs. On Slurm all
@@ -383,7 +405,8 @@ class ClusterConfig(Section):
     decode_node_bytes: Count = 32 * 2**30
     """Memory of each of them."""
     decode_label: NodeLabel = "stage=decode"
-    """Their label in Ray; decode tasks run on nodes that have it, where any has."""
+    """Their label in Ray. `scan`, `verify` and decode tasks go to nodes that have it, if any has or will;
+    encode.decode_tasks and encode.decode_cpus say how many they are."""
     gpu_nodes: Count = 2
     """Nodes with GPUs that encode, at the most. Training has as many as train.workers need, all at once."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 1
@@ -392,25 +415,26 @@ class ClusterConfig(Section):
     """CPUs of each of them."""
     gpu_node_bytes: Count = 64 * 2**30
     """Memory of each of them."""
-    gpu_machine: str = ""
+    gpu_machine: Word = ""
     """Their machine type on AWS or GCP; empty = one with so many GPUs."""
-    machine_image: str = ""
+    machine_image: Word = ""
     """The AMI of all machines on AWS, with Docker and a driver for the CUDA of cluster.image; on GCP empty = Google's
     own."""
     encode_label: NodeLabel = "stage=encode"
-    """Their label in Ray; encoders run on nodes that have it, where any has."""
+    """Their label in Ray. Encoders, of latents and of text, go to nodes that have it, if any has or will;
+    encode.encoder_gpus says how many share a GPU. train.workers have a GPU each, wherever it is."""
     spot: bool = True
     """Encode on spot (preemptible) nodes. The head and what trains are never on them."""
-    volume: str = ""
+    volume: Word = ""
     """What all nodes mount: a PersistentVolumeClaim (Kubernetes) or an NFS export, host:/path (AWS, GCP)."""
-    mount: Annotated[Path, AfterValidator(Path.absolute)] = Path("/mnt/latentmill")
+    mount: Annotated[Path, AfterValidator(Path.absolute), AfterValidator(_of_one_word)] = Path("/mnt/latentmill")
     """Where they mount it."""
-    secret: str = ""
+    secret: Reference = ""
     """A Kubernetes Secret whose keys become environment variables, such as AWS_ACCESS_KEY_ID."""
-    service_account: str = ""
+    service_account: Word = ""
     """Whom an object store takes the nodes for: a ServiceAccount (Kubernetes), the name of an instance profile (AWS) or
     the address of a service account (GCP)."""
-    queue: str = ""
+    queue: Word = ""
     """Where jobs wait until all their nodes are free: a LocalQueue of Kueue, or a partition of Slurm."""
     retries: Annotated[int, Field(ge=0)] = 2
     """How often Kubernetes runs a failed job again, on new nodes."""
@@ -418,17 +442,17 @@ class ClusterConfig(Section):
     """A job is stopped after so long, and on Slurm put back into the queue; 0 = as the cluster says."""
     grace_s: Annotated[int, Field(ge=10)] = 120
     """How long a node or a job that is told to stop may take, to write a checkpoint."""
-    redis: str = ""
+    redis: Word = ""
     """A Redis, host:port, in which a Kubernetes cluster that stays keeps its state, to survive the loss of its head."""
-    redis_secret: str = ""
+    redis_secret: Reference = ""
     """The Kubernetes Secret with its password, under the key `password`."""
-    region: str = ""
+    region: Word = ""
     """AWS's or GCP's, such as us-west-2."""
-    zone: str = ""
+    zone: Word = ""
     """AWS's or GCP's; empty = any (AWS), the region's first, -a (GCP)."""
-    project: str = ""
+    project: Word = ""
     """GCP's project id."""
-    slurm_options: tuple[str, ...] = ()
+    slurm_options: tuple[Option, ...] = ()
     """More options of sbatch, such as "--account=video"."""
 
 

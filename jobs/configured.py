@@ -34,10 +34,14 @@ def describe_configured_vae(config: RunConfig, latent: LatentSpec | None = None)
     `latent` is the spec that the run already has latents of, and by default that of its cache: where the run leaves the
     dtype open it is theirs, so that a recipe does not change with the machine that reads it.
     """
-    recipe = config.recipe
     if latent is None and config.cache.recipe.exists():
         latent = read_recipe(config.cache).latent
-    settled: Dtype | None = latent.dtype if latent else None
+    return describe_asked_vae(config, latent.dtype if latent else None)
+
+
+def describe_asked_vae(config: RunConfig, settled: Dtype | None = None) -> Description:
+    """As `describe_configured_vae`, without a look at the cache. `settled` is the dtype that a run leaves open."""
+    recipe = config.recipe
     found_here: Dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     try:
         asked = Asked(

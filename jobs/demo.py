@@ -15,6 +15,7 @@ from jobs.pictures import Row, contact_sheet
 from jobs.plan import read_manifest, read_plan
 from jobs.preview import Restored, open_clips, restore, spread_clips
 from jobs.progress import console, say
+from jobs.recorded import recorded
 from jobs.run import STEPS
 from jobs.run_toml import load_config, toml_document
 from jobs.shapes import TARGET_FPS, direction_of_motion, dominant_colour, make_shapes, parse_caption
@@ -68,7 +69,7 @@ def demo(out: Path, videos: Path | None, overrides: list[str]) -> tuple[RunConfi
     seconds = {}
     for name, step in STEPS.items():
         begun_s = time.monotonic()
-        step(config)
+        recorded(name, step, config)
         seconds[name] = time.monotonic() - begun_s
     restored = list(restore(config, spread_clips(config.cache, open_clips(config), NUM_PSNR_CLIPS)))
     some = restored[:: NUM_PSNR_CLIPS // NUM_SHEET_CLIPS]

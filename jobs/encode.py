@@ -2,31 +2,36 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from itertools import groupby
-from statistics import median
 from typing import Any
 
 import numpy as np
 import ray
 import torch
 
-from cluster import runtime
+from cluster.actors import PINGS, share_out
+from cluster.capacity import capacity
+from cluster.sharing import IN_FLIGHT
 from jobs.batches import ChunkBatch, batches, computed
 from jobs.config import RunConfig
 from jobs.configured import configured_recipe, load_configured_vae
-from jobs.decode import Decoders, Failed, ShardWork, VideoWork, reader_limits
+from jobs.decode import Decoders, Failed, ShardWork, VideoWork, Yielded, reader_limits
 from jobs.draft import ShardDraft
+from jobs.enter import enter
 from jobs.events import Events
 from jobs.forecast import compare_forecast
 from jobs.intake import Intake
+from jobs.placement import ask_decoding, ask_encoding, count_encoders, least_cpus
 from jobs.plan import read_manifest, read_plan
-from jobs.progress import progress, say
-from jobs.room import count_encoders
+from jobs.progress import progress, run_meters, say, say_waiting
+from jobs.shard_report import ShardReport, measure_shard, oddities
+from jobs.stages import Stages
 from jobs.turns import Turns
 from models.vae.interface import VideoVAE
 from pipeline.cache import Cache
@@ -38,25 +43,9 @@ from pipeline.plan import shards_of
 from pipeline.quarantine import read_quarantine, set_aside, too_many
 from pipeline.recipe import Recipe, check_recipe
 from pipeline.records import Clip, Quarantined, Sample, Video
-from pipeline.shard import commit_shard, is_committed, writing_shard
+from pipeline.shard import commit_shard, is_committed, sweep_shards, writing_shard
 from pipeline.stats import merge_all
 from pipeline.storage import in_parallel
-
-
-@dataclass(frozen=True)
-class ShardReport:
-    """What an encoder returns of a shard: counts and seconds, never pixels."""
-
-    clips: int
-    chunks: int
-    latent_bytes: int
-    failed: tuple[str, ...]  # videos that could not be decoded or encoded
-    total_s: float  # from its first frame to its last, when the next shard's turn comes
-    encode_s: float  # the VAE was busy with it
-    wait_s: float  # nothing could be done but wait for frames, the VAE busy or not
-    decode_cpu_s: float
-    psnr: tuple[float, ...]  # dB, of the chunks that were decoded again
-    drift: tuple[str, ...]  # channels that are not about 0 and 1
 
 
 def encode(config: RunConfig, limit: int | None = None, only: str = "*") -> int:
@@ -77,6 +66,7 @@ def encode(config: RunConfig, limit: int | None = None, only: str = "*") -> int:
     events.write("start", shards=len(planned), committed=len(planned) - len(missing), chosen=len(chosen))
     works = [shard_work(shard, clips, videos, recipe) for shard, clips in chosen.items()]
     reports = _encode_shards(config, works, events) if works else []
+    sweep_shards(cache.latents, planned)
     left = missing.keys() - chosen.keys()
     merge_index(cache.index, cache.latents, [shard for shard in planned if shard not in left], Sample)
     quarantined = len(read_quarantine(cache))
@@ -124,21 +114,23 @@ def _tell_costs(config: RunConfig, works: list[ShardWork], reports: list[ShardRe
 
 def _encode_shards(config: RunConfig, works: list[ShardWork], events: Events) -> list[ShardReport]:
     """Encode and commit shards; Refused as soon as too many of their videos are bad."""
-    runtime.connect(config.cluster.address, num_cpus=config.encode.encoder_cpus + 1)
-    settings, nodes = config.encode, runtime.nodes()
-    num_encoders = count_encoders(nodes, settings, len(works))
-    num_gpus = settings.encoder_gpus if any(node.gpus for node in nodes) else 0
+    settings, found = config.encode, enter(config, "encode", num_cpus=least_cpus(config))
+    encoder, decode = ask_encoding(config, found), ask_decoding(config, found, "encode")
+
+    def count() -> int:
+        return count_encoders(encoder, decode, capacity(), settings.encoders)
 
     def start_encoder() -> Any:
-        options = {"num_cpus": settings.encoder_cpus, "num_gpus": num_gpus, "max_concurrency": runtime.IN_FLIGHT}
-        return Encoder.options(**options).remote(config)
+        started = {"max_concurrency": IN_FLIGHT, "runtime_env": {"env_vars": PINGS}}
+        return Encoder.options(**encoder.options, **started).remote(config, decode.labels)
 
-    reports, tried, bad, said = [], set(), set(), False
-    with progress("encode", len(works), "shards") as bar:
+    reports, tried, bad, said, meters = [], set(), set(), False, run_meters("encode", config)
+    with progress("encode", len(works), "shards", config) as bar:
         chunks, started_s = 0, time.monotonic()
-        for work, report in runtime.share_out(start_encoder, num_encoders, works):
+        for work, report in share_out(start_encoder, count, works, partial(say_waiting, "encode")):
             reports.append(report)
             events.write("shard", often=True, shard=work.shard, **asdict(report))
+            measure_shard(meters, report)
             if (odd := oddities(report, settings.min_psnr)) and not said:  # of other shards the events tell
                 say(f"encode: {work.shard}: {odd}")
                 said = True
@@ -148,14 +140,6 @@ def _encode_shards(config: RunConfig, works: list[ShardWork], events: Events) ->
             chunks += report.chunks
             bar.advance(note=f"{chunks / (time.monotonic() - started_s):.1f} chunks/s")
     return reports
-
-
-def oddities(report: ShardReport, min_psnr: float) -> str:
-    """What is worth a look in a shard that passed the gate; empty where nothing is."""
-    odd = [f"latents are not about mean 0 and std 1: {', '.join(report.drift)}"] * bool(report.drift)
-    if report.psnr and median(report.psnr) < min_psnr:
-        odd.append(f"chunks come back with {median(report.psnr):.1f} dB, encode.min_psnr={min_psnr:g}")
-    return "; ".join(odd)
 
 
 def _check_share(config: RunConfig, bad: int, tried: int) -> None:
@@ -181,7 +165,7 @@ def shard_facts(shard: str, clips: list[Clip], recipe: Recipe) -> dict[str, str]
 
 def shard_work(shard: str, clips: list[Clip], videos: dict[str, Video], recipe: Recipe) -> ShardWork:
     """The clips of one shard, joined with where their videos lie now; Refused where the manifest has lost one."""
-    lost = sorted({clip.video for clip in clips} - videos.keys())
+    lost = sorted({clip.video for clip in clips if clip.video not in videos})
     if lost:
         raise Refused(
             f"{shard}: planned from {len(lost)} videos that the manifest no longer has (content id {lost[0]}); "
@@ -212,12 +196,13 @@ class ShardEncoder:
     bits of a latent must not depend on which decode task was faster.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, decode_labels: Mapping[str, str] | None = None) -> None:
         torch.set_num_threads(config.encode.encoder_cpus)
         self.config = config
         self.recipe = configured_recipe(config)
-        self.decoders = Decoders(config.encode, reader_limits(config.data))
+        self.decoders = Decoders(config.encode, reader_limits(config.data), decode_labels)
         self.turns = Turns()
+        self.stages = Stages()
         self.thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.encode.encoder_cpus,))
 
     @cached_property
@@ -229,25 +214,27 @@ class ShardEncoder:
         """Encode and commit `work`; decode tasks that it no longer needs turn to `upcoming`."""
         taken = Taken()
         settings, column = self.config.encode, self.config.cache.latents
-        intake = Intake(self.decoders.read(work, upcoming))
+        intake = Intake(self._awaited(self.decoders.read(work, upcoming)))
         trips = RoundTrips(len(work.slots), settings.checked_chunks, settings.min_psnr)
         self.turns.begin(turn)
-        with writing_shard(column, work.shard) as tar:
+        with ExitStack() as ending, writing_shard(column, work.shard) as tar:
             draft = ShardDraft(self.recipe, work, intake, tar)
             found = self._found(work, intake, taken)
             for batch, encoded in computed(found, partial(self._encode, taken), self.thread):
                 for number, (slot, seen, latents) in enumerate(zip(batch.slots, batch.frames, encoded), batch.first):
                     if problem := value_problem(latents) if slot.video not in intake.failed else "":
-                        self.thread.submit(trips.check_bad, self.vae, seen, latents, problem).result()
+                        self._check(trips.check_bad, seen, latents, problem)
                         intake.fail(Failed(slot.video, problem, attempts=1, stage="encode"))
                     elif slot.video not in intake.failed and trips.wants(number):
-                        psnr = self.thread.submit(trips.check, self.vae, seen, latents).result()
-                        draft.psnr[slot.key].append(psnr)
+                        draft.psnr[slot.key].append(self._check(trips.check, seen, latents))
                     draft.take(slot, latents)
-                draft.write_settled()
+                with self.stages.doing("write"):
+                    draft.write_settled()
             trips.finish()
+            ending.enter_context(self.stages.doing("write"))  # also the tar, which is published at the end of the block
             set_aside(self.config.cache, work.shard, left_out(work, intake.failed))
-        commit_shard(column, work.shard, Sample, draft.rows, {**dict(work.facts), **tar.facts, **draft.footer()})
+        with self.stages.doing("write"):
+            commit_shard(column, work.shard, Sample, draft.rows, {**dict(work.facts), **tar.facts, **draft.footer()})
         return ShardReport(
             clips=len(draft.rows),
             chunks=len(work.slots),
@@ -257,9 +244,24 @@ class ShardEncoder:
             encode_s=taken.encode_s,
             wait_s=intake.wait_s,
             decode_cpu_s=intake.decode_cpu_s,
+            stages=self.stages.take(),
             psnr=tuple(trips.found),
             drift=tuple(drift(stats, self.recipe.latent.channels)) if (stats := merge_all(draft.stats)) else (),
         )
+
+    def _awaited(self, items: Iterator[Yielded]) -> Iterator[Yielded]:
+        """The same, and the time until each is there is that of decoding."""
+        while True:
+            with self.stages.doing("decode"):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+    def _check(self, check: Callable[..., Any], seen: np.ndarray, latents: np.ndarray, *more: str) -> Any:
+        """What one of RoundTrips' checks says of a chunk, in the VAE's thread."""
+        with self.stages.doing("encode"):
+            return self.thread.submit(check, self.vae, seen, latents, *more).result()
 
     def _found(self, work: ShardWork, intake: Intake, taken: Taken) -> Iterator[ChunkBatch]:
         """A shard's batches; when all are there, it is the next shard's turn."""
@@ -280,7 +282,8 @@ class ShardEncoder:
         seeds = [chunk_seed(fingerprint, slot.key, slot.number) for slot in batch.slots]
         vae = self.vae
         started_s = time.monotonic()
-        encoded = encode_chunks(vae, batch.frames, seeds + [0] * (count - len(seeds)))
+        with self.stages.doing("encode"):
+            encoded = encode_chunks(vae, batch.frames, seeds + [0] * (count - len(seeds)))
         taken.encode_s += time.monotonic() - started_s
         return encoded
 

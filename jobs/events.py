@@ -1,4 +1,4 @@
-"""What happened, for programs: one JSON object per line, in a file that several processes may append to."""
+"""What happens, for programs: one JSON object per line, in a file that several processes may append to."""
 
 import json
 import time
@@ -11,10 +11,11 @@ from typing import Any
 
 from cluster.meanwhile import meanwhile
 from pipeline.location import Location, Place
-from pipeline.storage import append, list_files, publish, read_range, size_of
+from pipeline.storage import append, in_parallel, list_files, publish, read_range, size_of
 
 PUBLISH_EVERY_S = 10.0
 TELL_EVERY_S = 1.0
+BLOCK_BYTES = 1 << 22
 
 
 class Events:
@@ -43,24 +44,47 @@ class Events:
             self.published_s = time.monotonic()
 
 
+class NewEvents:
+    """Reads a log while others write it: each time what has come since the time before."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.seen_bytes: dict[str, int] = {}  # of each of its files
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Those of one file after the other, a few in memory at a time.
+
+        A line that a crash left torn is passed over, and one that is being written waits.
+        """
+        files = list_files(_folder(self.place), ".jsonl") if isinstance(self.place, Location) else [self.place]
+        for file, size in zip(files, list(in_parallel(size_of, files))):
+            if size:
+                yield from self._read(file, size)
+
+    def _read(self, file: Place, size: int) -> Iterator[dict[str, Any]]:
+        seen_bytes = self.seen_bytes.get(file.name, 0)
+        while content := read_range(file, seen_bytes, min(BLOCK_BYTES, size - seen_bytes)):
+            whole = content[: content.rfind(b"\n") + 1]
+            if not whole:
+                return
+            seen_bytes += len(whole)
+            self.seen_bytes[file.name] = seen_bytes
+            yield from filter(None, map(_event, whole.splitlines()))
+
+
 def read_events(place: Place) -> list[dict[str, Any]]:
-    """All events by time; a line that a crash left torn is passed over."""
-    files = list_files(_folder(place), ".jsonl") if isinstance(place, Location) else [place] * place.exists()
-    lines = [line for file in files for line in file.read_bytes().splitlines()]
-    return sorted((event for line in lines if (event := _event(line))), key=lambda event: event["time"])
+    """All events by time."""
+    return sorted(NewEvents(place).read(), key=lambda event: event["time"])
 
 
 @contextmanager
 def telling(path: Path, events: Collection[str], tell: Callable[[str], None]) -> Iterator[None]:
     """While the block runs, tell the messages of such events as other processes write them to a local file."""
-    seen_bytes = size_of(path) or 0
+    new = NewEvents(path)
+    list(new.read())
 
     def look() -> None:
-        nonlocal seen_bytes
-        content = read_range(path, seen_bytes, path.stat().st_size) if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        seen_bytes += len(whole)
-        for event in filter(None, map(_event, whole.splitlines())):
+        for event in new.read():
             if event["event"] in events:
                 tell(event["message"])
 

@@ -11,7 +11,7 @@ from jobs.progress import say
 from jobs.quarantine import describe
 from jobs.shell_lines import ffmpeg_line, member_lines
 from pipeline.cache import Cache, sidecar_path, tar_path
-from pipeline.decode import ClipFrames, find_frames
+from pipeline.decode import ClipFrames, at_hand, find_frames
 from pipeline.errors import BadVideo, Refused
 from pipeline.plan import read_tombstones
 from pipeline.quarantine import read_quarantine
@@ -99,8 +99,8 @@ def find_clip(cache: Cache, key: str) -> Clip:
 def read_frame_numbers(video: Video, clip: Clip, limits: Limits) -> tuple[ClipFrames | None, str]:
     """Which frames make the clip, or why that cannot be told."""
     try:
-        with Sandbox(limits) as sandbox:
-            return sandbox.call(find_frames, video, clip, lasts_s=video.duration_s), ""
+        with at_hand(video) as here, Sandbox(limits) as sandbox:
+            return ClipFrames(*sandbox.call(find_frames, here, clip, lasts_s=video.duration_s)), ""
     except (BadVideo, Refused) as error:
         return None, str(error)
 

@@ -16,6 +16,7 @@ from jobs.configured import configured_recipe, load_configured_vae
 from jobs.decode import reader_limits
 from models.vae.interface import VideoVAE
 from pipeline.cache import sidecar_path
+from pipeline.decode import at_hand
 from pipeline.encode import chunks_at_once, encode_chunks
 from pipeline.errors import BadVideo, Refused
 from pipeline.looked import decode_and_look
@@ -193,8 +194,9 @@ def _beginning(video: Video, clips: Sequence[Clip]) -> list[Clip]:
 
 def _decode(sandbox: Sandbox, video: Video, clips: Sequence[Clip]) -> float:
     """CPU seconds for decoding clips of one video, as `encode` does."""
-    for _ in sandbox.stream(decode_and_look, video, clips, lasts_s=video.duration_s):
-        pass
+    with at_hand(video) as here:
+        for _ in sandbox.stream(decode_and_look, here, clips, lasts_s=video.duration_s):
+            pass
     return sandbox.cpu_s
 
 

@@ -1,5 +1,6 @@
 """`manifest`: a configuration -> what makes the cluster it asks for, on Kubernetes, AWS, GCP or Slurm."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ import yaml
 from cluster.manifests.aws import aws_manifest
 from cluster.manifests.facts import Document, Facts
 from cluster.manifests.gcp import gcp_manifest
+from cluster.manifests.grafana import grafana_dashboard
 from cluster.manifests.kuberay import cluster_manifest, job_manifest
 from cluster.manifests.slurm import slurm_script
 from jobs.cluster_facts import ClusterVerb, check_cloud, check_nodes, check_places, describe_cluster
@@ -16,7 +18,7 @@ from jobs.config import RunConfig
 from jobs.progress import say
 from pipeline.storage import publish
 
-Target = Literal["kuberay", "kuberay-cluster", "aws", "gcp", "slurm"]
+Target = Literal["kuberay", "kuberay-cluster", "aws", "gcp", "slurm", "grafana"]
 
 DOCUMENTS: dict[Target, Callable[[Facts], list[Document]]] = {
     "kuberay": job_manifest,
@@ -30,7 +32,9 @@ APPLY: dict[Target, str] = {
     "aws": "ray get-auth-token --generate > /dev/null && ray up {path}",
     "gcp": "ray get-auth-token --generate > /dev/null && ray up {path}",
     "slurm": "sbatch {path}",
+    "grafana": "import {path} in Grafana (Dashboards, New, Import)",
 }
+ENDINGS = {"slurm": "sbatch", "grafana": "json"}
 
 
 def manifest(config: RunConfig, target: Target, verb: ClusterVerb, to: Path | None) -> None:
@@ -40,13 +44,15 @@ def manifest(config: RunConfig, target: Target, verb: ClusterVerb, to: Path | No
         print(text, end="")
         return
     to.mkdir(parents=True, exist_ok=True)
-    path = to / f"{config.cluster.name}-{verb}.{target}.{'sbatch' if target == 'slurm' else 'yaml'}"
+    path = to / f"{config.cluster.name}-{verb}.{target}.{ENDINGS.get(target, 'yaml')}"
     publish(path, text.encode())
     say(f"manifest: {path} written; then: {APPLY[target].format(path=path)}")
 
 
 def make_manifest(config: RunConfig, target: Target, verb: ClusterVerb) -> str:
-    """The manifest as text: a script for Slurm, else YAML."""
+    """The manifest as text: a script for Slurm, JSON for Grafana, else YAML."""
+    if target == "grafana":
+        return json.dumps(grafana_dashboard(), indent=2) + "\n"
     if target == "slurm":
         check_nodes(config, verb, decode_nodes=0)
         return slurm_script(describe_cluster(config, verb))

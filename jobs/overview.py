@@ -74,9 +74,11 @@ def describe_encoding(events: Sequence[dict[str, Any]]) -> Rows:
     """The last run of `encode` that committed a shard, by its events; nothing where none has."""
     runs: list[list[dict[str, Any]]] = []
     for event in events:
-        if event["verb"] == "encode" and event["event"] == "start":
+        if event["verb"] != "encode" or event["event"] not in ("start", "shard", "done"):
+            continue
+        if event["event"] == "start":
             runs.append([])
-        if event["verb"] == "encode" and runs:
+        if runs:
             runs[-1].append(event)
     for run in reversed(runs):
         shards = [event for event in run if event["event"] == "shard"]

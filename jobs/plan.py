@@ -45,11 +45,13 @@ def plan(config: RunConfig) -> int:
     tombstones = find_tombstones(planned, videos)
     write_tombstones(cache, tombstones)
     size = sum(latent_bytes(clip.num_frames, (clip.height, clip.width), recipe) for clip in made.clips)
-    facts = {"generation": generation, "clips": len(made.clips), "bytes": size, "removed": len(tombstones)}
+    shards = len(shards_of(made.clips))
+    facts = {"generation": generation, "clips": len(made.clips), "shards": shards, "bytes": size}
+    facts |= {"removed": len(tombstones), "unusable": len(made.quarantined)}
     Events(cache.events, "plan").write("done", **facts, **asdict(made.account))
     removed = f", {len(tombstones)} of them removed since" if tombstones else ""
     say(
-        f"plan: {len(made.clips)} new clips in {len(shards_of(made.clips))} shards, {size / 1e6:.1f} MB of latents; "
+        f"plan: {len(made.clips)} new clips in {shards} shards, {size / 1e6:.1f} MB of latents; "
         f"{len(planned)} videos planned before{removed}"
     )
     say(describe_account(made.account))

@@ -28,7 +28,7 @@ from jobs.progress import progress, say
 from models.latent_spec import LatentSpec
 from models.vae.interface import VideoVAE
 from pipeline.cache import Cache
-from pipeline.decode import decode_clips
+from pipeline.decode import at_hand, decode_clips
 from pipeline.encode import decode_to_frames, psnr
 from pipeline.errors import BadVideo, Refused
 from pipeline.index import open_index
@@ -73,7 +73,7 @@ def preview(config: RunConfig, out: Path, keys: Sequence[str], count: int) -> No
     cache, samples = config.cache, open_clips(config)
     chosen = named_clips(cache, samples, keys) if keys else spread_clips(cache, samples, count)
     cards, quality, room = [], [], PAGE_BYTES
-    with progress("preview", len(chosen), "clips") as bar:
+    with progress("preview", len(chosen), "clips", config) as bar:
         for one in restore(config, chosen):
             card = make_card(one, out, room)
             cards.append(card)
@@ -185,7 +185,8 @@ def decode_again(vae: VideoVAE, stored: LatentSpec, tars: TarReader, sample: Sam
 def read_source(sandbox: Sandbox, video: Video, clip: Clip) -> tuple[np.ndarray | None, str]:
     """The frames of a clip (T, H, W, 3) uint8 from its video again; or None, and why."""
     try:
-        chunks = [frames for *_, frames in sandbox.stream(decode_clips, video, [clip], lasts_s=video.duration_s)]
+        with at_hand(video) as here:
+            chunks = [frames for *_, frames in sandbox.stream(decode_clips, here, [clip], lasts_s=video.duration_s)]
     except (BadVideo, Refused) as error:
         return None, str(error)
     return np.concatenate(chunks), ""

@@ -1,5 +1,6 @@
 """run.toml and the overrides of the command line -> the run's configuration; and back, as a template."""
 
+import json
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,9 +14,10 @@ else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 from jobs.config import ConfigError, RunConfig
-from jobs.configured import describe_configured_vae
+from jobs.configured import describe_asked_vae
 from models.diffusion.rectified_flow import CHUNK_FRAMES, CHUNK_LATENTS
 from models.dit import DITS
+from pipeline.location import holds_secret
 
 
 def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
@@ -35,6 +37,7 @@ def load_config(path: Path | None, overrides: list[str]) -> RunConfig:
 
 def make_config(document: dict[str, Any], origin: str) -> RunConfig:
     """A parsed document -> configuration; ConfigError lists every wrong key."""
+    _refuse_secrets(document, origin)
     try:
         config = RunConfig.model_validate(document)
     except ValidationError as error:
@@ -43,9 +46,20 @@ def make_config(document: dict[str, Any], origin: str) -> RunConfig:
     return config
 
 
+def _refuse_secrets(part: Any, origin: str, *names: str) -> None:
+    """Configurations are copied into checkpoints, jobs and events: no password may be in them. It is not repeated."""
+    if isinstance(part, str) and holds_secret(part):
+        told = "found a password in an address; give it by the environment of the run instead"
+        raise ConfigError(f"{origin}: {'.'.join(names)}: {told}")
+    for one in part if isinstance(part, (dict, list, tuple)) else ():
+        _refuse_secrets(one, origin, *names)
+    for name, one in part.items() if isinstance(part, dict) else ():
+        _refuse_secrets(one, origin, *names, str(name))
+
+
 def _check_across_sections(config: RunConfig) -> None:
     """Tell what does not fit together here, before anything runs."""
-    description = describe_configured_vae(config)
+    description = describe_asked_vae(config)  # the cache, and what opens it, may be on other machines only
     try:
         replace(DITS[config.model.name], **config.model.overrides)
     except (TypeError, ValueError) as error:
@@ -153,4 +167,4 @@ def _toml(value: Any) -> str:
         return "[" + ", ".join(_toml(one) for one in value) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_toml(str(key))} = {_toml(one)}" for key, one in value.items()) + "}"
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # of one line, whatever is in it

@@ -59,7 +59,7 @@ def sample(config: RunConfig) -> int:
     references = encode_references(vae, settings, height, width)
     negative = encode_negative(encoder, settings, trained)
     videos = []
-    with progress("sample", len(prompts), "videos") as bar:
+    with progress("sample", len(prompts), "videos", config) as bar:
         for first in range(0, len(prompts), settings.batch):
             some = range(len(prompts))[first : first + settings.batch]
             text = Text(*(one.to(device) for one in encode_prompts(encoder, [prompts[n] for n in some])))

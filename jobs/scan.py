@@ -7,10 +7,11 @@ from typing import Any
 
 import ray
 
-from cluster import runtime
 from jobs.config import DataConfig, RecipeConfig, RunConfig
-from jobs.decode import PROCESS_LOST, reader_limits
+from jobs.decode import NODE_LOST, PROCESS_LOST, reader_limits
+from jobs.enter import enter
 from jobs.events import Events
+from jobs.placement import ask_decoding, least_cpus, room
 from jobs.progress import progress, say
 from pipeline.errors import BadVideo, Refused
 from pipeline.manifest import (
@@ -85,7 +86,7 @@ def _read_others(config: RunConfig, found: Found, known: Mapping[str, Outcome], 
     num_files = len(known) + len(others) + len(found.unusable)
     outcomes: dict[str, Outcome] = {}
     _check_bad(config, bad, num_files)
-    with progress("scan", len(others), "files") as bar:
+    with progress("scan", len(others), "files", config, Events(config.cache.events, "scan")) as bar:
         for done in _read(config, list(others.values())):
             journal.append(one for one in done if not isinstance(one, Quarantined))
             outcomes |= {one.path if isinstance(one, Quarantined) else one[0].path: one for one in done}
@@ -162,8 +163,10 @@ def _read(config: RunConfig, sources: Sequence[Source]) -> Iterator[list[Outcome
     """What reading each file comes to, some files at a time, as they are done; Ray starts where there are any."""
     if not sources:
         return
-    runtime.connect(config.cluster.address, num_cpus=config.encode.encoder_cpus + 1)  # `run` encodes on the same Ray
-    slots = TASKS_PER_CPU * max(1, runtime.count("CPU"))
+    found = enter(config, "scan", num_cpus=least_cpus(config))  # `run` encodes on the same Ray
+    ask = ask_decoding(config, found, "scan")
+    read = read_files.options(**ask.options)
+    slots = TASKS_PER_CPU * max(1, room(ask, found.possible))
     num_files = max(1, min(FILES_PER_TASK, len(sources) // slots))
     waiting = deque(_Task(tuple(sources[at : at + num_files]), 1) for at in range(0, len(sources), num_files))
     running: dict[Any, _Task] = {}
@@ -171,12 +174,15 @@ def _read(config: RunConfig, sources: Sequence[Source]) -> Iterator[list[Outcome
         while waiting or running:
             while waiting and len(running) < slots:
                 task = waiting.popleft()
-                running[read_files.remote(task.sources, config.data, config.recipe)] = task
+                running[read.remote(task.sources, config.data, config.recipe)] = task
             [done], _ = ray.wait(list(running), num_returns=1)
             task = running.pop(done)
             try:
                 yield ray.get(done)
             except PROCESS_LOST as error:
+                if isinstance(error, NODE_LOST):
+                    waiting.append(task)
+                    continue
                 if task.attempt < ATTEMPTS:
                     waiting.extendleft(_Task((source,), task.attempt + 1) for source in task.sources)
                     continue
@@ -187,7 +193,7 @@ def _read(config: RunConfig, sources: Sequence[Source]) -> Iterator[list[Outcome
             ray.cancel(reference, force=True)
 
 
-@ray.remote(num_cpus=1, max_retries=0)
+@ray.remote(max_retries=0)
 def read_files(sources: tuple[Source, ...], data: DataConfig, recipe: RecipeConfig) -> list[Outcome]:
     """Examine some files, each in the sandbox of this worker."""
     sandbox = sandbox_here(reader_limits(data))

@@ -74,4 +74,5 @@ def member_lines(tar: Place, name: str, member: Member) -> list[str]:
     if not isinstance(tar, Path):
         return [python]
     span = f"iflag=skip_bytes,count_bytes skip={member.offset} count={member.num_bytes}"
-    return [f"tar -xf {source} {name}", f"dd if={source} of={name} {span} status=none", python]
+    member_name = shlex.quote(name)
+    return [f"tar -xf {source} {member_name}", f"dd if={source} of={member_name} {span} status=none", python]

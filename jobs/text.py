@@ -1,19 +1,23 @@
 """`text`: captions -> the text column, shard by shard, only where captions or encoder changed."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import compress
 from typing import Any, TypeAlias
 
 import ray
 import torch
 
-from cluster import runtime
+from cluster.actors import share_out
+from cluster.capacity import capacity
 from jobs.config import RunConfig
 from jobs.configured import configured_recipe, describe_configured_text
+from jobs.enter import enter
 from jobs.events import Events
 from jobs.lookout import Lookout
+from jobs.placement import ask_writing, one_each
 from jobs.plan import read_manifest
-from jobs.progress import progress, say
+from jobs.progress import progress, say, say_waiting
 from models.text.interface import TextDescription
 from pipeline.cache import Cache
 from pipeline.errors import Refused
@@ -22,7 +26,7 @@ from pipeline.location import Place
 from pipeline.plan import planned_shards
 from pipeline.recipe import Recipe, check_recipe
 from pipeline.records import TextSample
-from pipeline.shard import is_committed
+from pipeline.shard import is_committed, sweep_shards
 from pipeline.storage import in_parallel
 from pipeline.text_column import (
     TextShard,
@@ -88,6 +92,7 @@ def _encode_stale(config: RunConfig, encoder: TextDescription, shards: Sequence[
     if stale or null:
         cache.text_index(encoder.name).unlink(missing_ok=True)  # it must not point into tars that are about to change
         _encode_all(config, encoder, [*null, *stale])
+        sweep_shards(cache.text(encoder.name), [work.shard for work in stale])
     write_text_origin(cache, origin)
     captions = sum(len(set(work.captions)) for work in stale)
     Events(cache.events, "text").write("done", encoder=encoder.name, shards=len(stale), captions=captions)
@@ -112,20 +117,21 @@ def find_stale(column: Place, works: Sequence[TextShard]) -> list[TextShard]:
 
 
 def _encode_all(config: RunConfig, encoder: TextDescription, works: Sequence[Work]) -> None:
-    runtime.connect(config.cluster.address)
-    num_gpus = runtime.count("GPU")
-    workers = min(len(works), num_gpus or runtime.count_nodes())
+    ask = ask_writing(config, enter(config, "text"))
     actor: Any = TextWriter
 
     def start_writer() -> Any:
-        return actor.options(num_gpus=min(1, num_gpus)).remote(encoder, config.cache.text(encoder.name))
+        return actor.options(**ask.options).remote(encoder, config.cache.text(encoder.name))
 
-    with progress("text", len(works), "files") as bar:
-        for _ in runtime.share_out(start_writer, workers, works):
+    def count() -> int:
+        return one_each(ask, capacity().possible)
+
+    with progress("text", len(works), "files", config, Events(config.cache.events, "text")) as bar:
+        for _ in share_out(start_writer, count, works, partial(say_waiting, "text")):
             bar.advance()
 
 
-@ray.remote(num_cpus=1)
+@ray.remote
 class TextWriter:
     """Holds a text encoder, and writes one shard's text at a time, or the null caption."""
 

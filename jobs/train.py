@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cluster import launch, runtime, torchrun
+from cluster import launch, torchrun
 from cluster.notices import Notice
 from jobs.config import RunConfig, TrainConfig
 from jobs.configured import configured_recipe, describe_part
@@ -76,7 +76,6 @@ def _be_a_rank(config: RunConfig) -> None:
 def _run_on_ray(config: RunConfig, argument: dict[str, Any]) -> Notice | None:
     """Train on workers that Ray finds places for, and say why they stopped early, if they did."""
     settings = config.train
-    runtime.connect(config.cluster.address, num_cpus=settings.workers * settings.cpus_per_worker)
     workers = ask_for_workers(config)
     refuse_impossible(config.train, workers.gpus)
     with _shown(config):
@@ -147,7 +146,7 @@ def _shown(config: RunConfig) -> Iterator[None]:
     out = config.train.out
     try:
         with (
-            progress("train", config.train.steps, "steps") as bar,
+            progress("train", config.train.steps, "steps", config) as bar,
             following(out / "metrics.jsonl", bar),
             telling(out / "events.jsonl", {"stretch", "waiting", "sampling"}, lambda message: say(f"train: {message}")),
         ):

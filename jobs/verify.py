@@ -8,12 +8,15 @@ from typing import Any
 
 import ray
 
-from cluster import runtime
+from cluster.actors import share_out
+from cluster.capacity import capacity
 from jobs.config import RunConfig
 from jobs.encode import shard_facts
+from jobs.enter import enter
 from jobs.events import Events
+from jobs.placement import ask_verifying, room
 from jobs.plan import read_manifest, read_plan
-from jobs.progress import progress, say
+from jobs.progress import progress, say, say_waiting
 from models.text import TEXT_ENCODERS
 from pipeline.cache import Cache, sidecar_path, tar_path
 from pipeline.errors import Refused
@@ -126,15 +129,19 @@ def planned_shard(shard: str, clips: list[Clip], videos: dict[str, Video], recip
 def _check_shards(
     config: RunConfig, recipe: Recipe, origins: list[TextOrigin], works: list[PlannedShard]
 ) -> list[Problem]:
-    runtime.connect(config.cluster.address)
+    ask = ask_verifying(config, enter(config, "verify"))
     actor: Any = Verifier
 
     def start_verifier() -> Any:
-        return actor.remote(config.cache, recipe, origins)
+        return actor.options(**ask.options).remote(config.cache, recipe, origins)
 
+    def count() -> int:
+        return room(ask, capacity().possible)
+
+    on_waiting = partial(say_waiting, "verify")
     problems: list[Problem] = []
-    with progress("verify", len(works), "shards") as bar:
-        for batch, found in runtime.share_out(start_verifier, runtime.count("CPU"), _batches(works, recipe)):
+    with progress("verify", len(works), "shards", config) as bar:
+        for batch, found in share_out(start_verifier, count, _batches(works, recipe), on_waiting):
             problems += found
             bar.advance(len(batch), note=f"{len(problems)} problems" if problems else "")
     return sorted(problems, key=lambda problem: (problem.column, problem.shard))
@@ -151,7 +158,7 @@ def _batches(works: Sequence[PlannedShard], recipe: Recipe) -> Iterator[tuple[Pl
         yield tuple(work for _, work in group)
 
 
-@ray.remote(num_cpus=1)
+@ray.remote
 class Verifier:
     """Checks shards, each with its text in every column."""
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import cluster  # noqa: F401  # isort: skip  # before Ray, for it says how that is to be imported
 import pytest
 import ray
 import torch
@@ -55,6 +56,7 @@ def local_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(FAULTS), prepend=os.pathsep)
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how soon the end is seen
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")  # and what is measured
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
         runtime.connect(num_cpus=4)

@@ -5,7 +5,11 @@ from cluster.manifests.facts import Document, Facts, Nodes, shm_bytes
 IDENTITY = "app.kubernetes.io/instance"  # the label that the pods of one cluster have in common
 CONFIG_FOLDER = "/etc/latentmill"
 USER_ID = 1000  # of the image
+METRICS_PORT = 8080  # of every node, for Prometheus
+SCRAPE = {"prometheus.io/scrape": "true", "prometheus.io/port": str(METRICS_PORT)}  # where it has no operator
 CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+METRICS = {"containerPort": METRICS_PORT, "name": "metrics"}
 
 # Nodes that can be taken away at any time, as GKE, EKS and Karpenter mark them.
 SPOT_MARKS = {
@@ -42,6 +46,7 @@ def head_pod(facts: Facts, name: str, cpus: int, memory_bytes: int, config: str)
             {"containerPort": 6379, "name": "gcs"},
             {"containerPort": 8265, "name": "dashboard"},
             {"containerPort": 10001, "name": "client"},
+            METRICS,
         ],
     }
     return _pod(facts, name, container, _volumes(facts, memory_bytes) + volumes, spot=False)
@@ -53,6 +58,7 @@ def worker_pod(facts: Facts, name: str, nodes: Nodes) -> Document:
     container = {
         "name": "ray-worker",
         **_container(facts, _resources(nodes.cpus, nodes.memory_bytes, nodes.gpus), []),
+        "ports": [METRICS],
         "lifecycle": {"preStop": {"exec": {"command": ["bash", "-c", leave]}}},
     }
     pod = _pod(facts, name, container, _volumes(facts, nodes.memory_bytes), nodes.spot)
@@ -76,6 +82,7 @@ def submitter_pod(facts: Facts, name: str) -> Document:
 
 
 def _pod(facts: Facts, name: str, container: Document, volumes: list[Document], spot: bool) -> Document:
+    scrape = SCRAPE if METRICS in container.get("ports", []) else {}
     spec = {
         "containers": [container],
         "volumes": volumes,
@@ -93,7 +100,7 @@ def _pod(facts: Facts, name: str, container: Document, volumes: list[Document], 
         "affinity": {"nodeAffinity": _prefer_spot() if spot else _avoid_spot()},
         "tolerations": [{"key": mark, "operator": "Exists"} for mark in SPOT_MARKS] if spot else [],
     }
-    return {"metadata": {"labels": {IDENTITY: name}, "annotations": {} if spot else STAY}, "spec": spec}
+    return {"metadata": {"labels": {IDENTITY: name}, "annotations": scrape | ({} if spot else STAY)}, "spec": spec}
 
 
 def _container(facts: Facts, resources: Document, mounts: list[Document]) -> Document:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, ObjectFetchTimedOutError, OutOfMemoryError, WorkerCrashedError
 
 from jobs.config import DataConfig, EncodeConfig, RunConfig
 from jobs.decode import (
@@ -183,16 +183,23 @@ def test_however_a_task_is_lost_its_videos_are_decoded_again(
     assert not [item for item in items if isinstance(item, Failed)]
 
 
-class LosesItsFirstTask(Decoders):
-    """Decoders whose first task is lost before it yields anything, in one way or another."""
+@pytest.mark.parametrize("lost", [NodeDiedError("gone"), ObjectFetchTimedOutError("", None, "")])
+def test_no_video_is_blamed_for_nodes_that_are_lost(local_ray: None, whole: ShardWork, lost: Exception) -> None:
+    items = list(LosesItsFirstTask(lost, times=5).read(whole, None))
+    assert keys_of(items) == wanted(whole)
+    assert not [item for item in items if isinstance(item, Failed)]
 
-    def __init__(self, lost: Exception) -> None:
+
+class LosesItsFirstTask(Decoders):
+    """Decoders whose first task is lost before it yields anything, in one way or another, and so often again."""
+
+    def __init__(self, lost: Exception, times: int = 1) -> None:
         super().__init__(EncodeConfig(frames_per_task=10**6), LIMITS)
-        self.lost: Exception | None = lost
+        self.lost, self.times = lost, times
 
     def _launch(self, group: Group) -> Any:
-        lost, self.lost = self.lost, None
-        return self._lose(lost) if lost else super()._launch(group)
+        self.times -= 1
+        return self._lose(self.lost) if self.times >= 0 else super()._launch(group)
 
     def _lose(self, lost: Exception) -> Iterator[Any]:
         raise lost

@@ -5,7 +5,9 @@ from pathlib import Path
 from PIL import Image
 
 from jobs.demo import demo
+from jobs.events import read_events
 from jobs.mp4 import write_mp4
+from jobs.run import STEPS
 from pipeline.quarantine import read_quarantine
 from tests.conftest import TRAIN_OVERRIDES
 from tests.test_end_to_end import moving_bar
@@ -26,4 +28,8 @@ def test_a_folder_of_ones_own_goes_all_the_way(local_ray: None, tmp_path: Path, 
     assert "A training run" in (out / "report.html").read_text()
     assert {path.name for path in (out / "samples").iterdir()} == {"000.mp4", "001.mp4"}
     told = capsys.readouterr().out
+    ended = [event for event in read_events(config.cache.events) if event["event"] == "ended"]
+    assert [(event["verb"], event["exit_code"]) for event in ended] == [
+        (verb, 3 if verb in ("scan", "encode") else 0) for verb in STEPS
+    ]
     assert "PSNR of 3 cached clips" in told and "clips, chunks, shards" in told

@@ -1,20 +1,25 @@
 """What the encode verb promises beyond bytes: looks, costs, and what becomes of videos that are bad or gone."""
 
 import json
+import os
 import shutil
+import time
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import jobs.decode
 from jobs.config import RunConfig
 from jobs.decode import Failed
-from jobs.encode import encode, left_out, shard_work
+from jobs.encode import ShardEncoder, encode, left_out, shard_work
 from jobs.mp4 import write_mp4
 from jobs.plan import plan, read_manifest, read_plan
 from jobs.scan import scan
+from jobs.stages import STAGES
 from pipeline.cache import sidecar_path
 from pipeline.decode import decode_clips
 from pipeline.errors import Refused
@@ -24,7 +29,8 @@ from pipeline.quarantine import LEAST_BAD, read_quarantine
 from pipeline.recipe import read_recipe
 from pipeline.records import Clip, Quarantined, Sample
 from pipeline.tables import read_records
-from tests.conftest import cache_config, digests
+from tests.conftest import before_encoding, cache_config, digests
+from tests.crashes import DecodersHere, NoSandbox
 from tests.test_end_to_end import moving_bar
 
 
@@ -89,6 +95,37 @@ def test_every_shard_tells_what_it_cost(cached: RunConfig) -> None:
     assert sum(line["chunks"] for line in shards) == sum(index["num_chunks"].to_pylist())
     assert all(0 <= line["wait_s"] <= line["total_s"] for line in shards)
     assert sum(line["decode_cpu_s"] for line in shards) > 0
+
+
+def test_encoders_account_for_their_time(cached: RunConfig) -> None:
+    lines = [json.loads(line) for line in cached.cache.events.read_text().splitlines()]
+    shards = [line for line in lines if (line["verb"], line["event"]) == ("encode", "shard")]
+    spent = {stage: sum(line["stages"][stage] for line in shards) for stage in STAGES}
+    assert spent["encode"] >= sum(line["encode_s"] for line in shards) * 0.99  # with what is decoded again to check
+    assert 0 < spent["decode"] <= sum(line["wait_s"] + line["total_s"] for line in shards)
+    assert spent["write"] > 0
+    [start] = [line for line in lines if (line["verb"], line["event"]) == ("encode", "start")]
+    passed = datetime.fromisoformat(shards[-1]["time"]) - datetime.fromisoformat(start["time"])
+    assert sum(spent.values()) <= passed.total_seconds()  # of the one encoder
+
+
+def test_writing_lasts_until_the_disk_has_the_shard(
+    cached: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = before_encoding(cached, tmp_path)
+    shard, clips = first_shard(cached)
+    work = shard_work(shard, clips, {one.id: one for one in read_manifest(config.cache)}, read_recipe(config.cache))
+    monkeypatch.setattr(jobs.decode, "sandbox_here", NoSandbox)
+    encoder = ShardEncoder(config)
+    encoder.decoders = DecodersHere(config.encode, encoder.decoders.limits)
+    fsync = os.fsync
+
+    def slow(handle: int) -> None:
+        time.sleep(0.1)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    assert encoder.do(work, None, 0).stages["write"] >= 4 * 0.1  # the tar, the sidecar, and the folder after each
 
 
 def test_removed_videos_are_left_out_of_their_shard_and_noted(cached: RunConfig) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs import events
-from jobs.events import Events, read_events
+from jobs.events import Events, NewEvents, read_events
 from pipeline.location import Place, place_of
 from tests.object_store import Bucket
 
@@ -56,6 +56,35 @@ def test_a_line_that_a_crash_left_torn_is_passed_over(tmp_path: Path) -> None:
         file.write('{"time": "20')
     assert told(place) == [("encode", "done", None)]
     assert [json.loads(place.read_text().splitlines()[0])["event"]] == ["done"]
+
+
+def test_what_is_new_is_read_once(place: Place) -> None:
+    new = NewEvents(place)
+    scan, encode = Events(place, "scan"), Events(place, "encode")
+    assert list(new.read()) == []
+    scan.write("start")
+    assert [one["verb"] for one in new.read()] == ["scan"]
+    encode.write("start")
+    scan.write("done")
+    assert sorted((one["verb"], one["event"]) for one in new.read()) == [("encode", "start"), ("scan", "done")]
+    assert list(new.read()) == []
+
+
+def test_a_long_log_is_read_a_block_at_a_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "BLOCK_BYTES", 200)  # of a line or two
+    encode = Events(place, "encode")
+    for number in range(20):
+        encode.write("shard", shard=number)
+    assert [one["shard"] for one in NewEvents(place).read()] == list(range(20))
+
+
+def test_a_line_that_is_being_written_waits(tmp_path: Path) -> None:
+    place = tmp_path / "events.jsonl"
+    new, line = NewEvents(place), '{"time": "2025", "verb": "scan", "event": "done"}\n'
+    place.write_text(line[:20])
+    assert list(new.read()) == []
+    place.write_text(line)
+    assert len(list(new.read())) == 1
 
 
 def test_messages_of_other_processes_are_told_while_a_block_runs(tmp_path: Path) -> None:

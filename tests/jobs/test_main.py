@@ -11,6 +11,7 @@ import pytest
 
 from jobs.__main__ import app, main
 from jobs.config import RunConfig
+from jobs.events import read_events
 from jobs.mp4 import write_mp4
 from jobs.plan import read_manifest, read_plan
 from pipeline.plan import shards_of
@@ -36,6 +37,12 @@ VERBS = [
     "explain",
     "vae",
     "run",
+    "submit",
+    "status",
+    "logs",
+    "stop",
+    "list",
+    "chain",
     "manifest",
     "demo",
 ]
@@ -128,6 +135,15 @@ def test_bad_use_is_one_line_and_a_code(
     assert message in told and told.startswith("latentmill: ") and told.count("\n") == 1
 
 
+def test_every_command_is_in_the_log_of_jobs_once_there_is_a_cache(here: Path, call: Call) -> None:
+    assert call("plan") == 1
+    assert not (here / "cache").exists()
+    assert call("scan") == 1
+    began, ended = read_events(here / "cache" / "events.jsonl")
+    assert (began["verb"], ended["verb"], ended["outcome"], ended["exit_code"]) == ("scan", "scan", "refused", 1)
+    assert f"{here / 'videos'} not found" in ended["message"]
+
+
 @pytest.mark.parametrize("verb", ["plan", "encode", "text", "verify", "stats", "train", "preview"])
 def test_a_cache_can_be_named_in_short(here: Path, call: Call, capsys: pytest.CaptureFixture, verb: str) -> None:
     for place in ("1", "true", 'Ä "quoted" 📦'):
@@ -140,7 +156,7 @@ def test_an_empty_folder_is_told(here: Path, call: Call, capsys: pytest.CaptureF
     (here / "videos" / "notes.md").write_text("nothing")
     assert call("scan") == 1
     assert "no videos in" in capsys.readouterr().err
-    assert not (here / "cache").exists()
+    assert [path.name for path in (here / "cache").iterdir()] == ["events.jsonl"]  # the log of jobs, and nothing else
 
 
 def test_a_quarantine_is_exit_code_three_and_a_table(here: Path, call: Call, capsys: pytest.CaptureFixture) -> None:

@@ -11,7 +11,7 @@ from jobs.manifest import DOCUMENTS, Target, make_manifest, manifest, yaml_text
 from jobs.run_toml import load_config
 from pipeline.errors import Refused
 
-TARGETS: list[Target] = [*DOCUMENTS, "slurm"]
+TARGETS: list[Target] = [*DOCUMENTS, "slurm"]  # of clusters
 each = pytest.mark.parametrize("target", TARGETS)
 
 
@@ -65,6 +65,15 @@ def test_yaml_reads_back_as_it_was_made(config: RunConfig, target: Target) -> No
 
 def test_a_text_of_several_lines_stays_one() -> None:
     assert yaml_text([{"b": "x\ny\n", "a": 1}]) == "b: |\n  x\n  y\na: 1\n"
+
+
+def test_a_cache_that_this_machine_cannot_open_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    nowhere = "s3://bucket/cache?region=us-west-2&scheme=http&endpoint_override=127.0.0.1:9"
+    words = ["data.source=s3://bucket/videos", "train.out=/mnt/latentmill/out", "cluster.volume=shared"]
+    assert nowhere in make_manifest(load_config(None, [f"data.cache={nowhere}", *words]), "kuberay", "run")
 
 
 def test_slurm_needs_no_volume_for_its_nodes_share_their_folders(tmp_path: Path) -> None:

@@ -88,6 +88,8 @@ def test_the_last_encoding_that_encoded_something_is_told() -> None:
         ("decoding", "5.0 CPU seconds"),
     ]
     assert dict(describe_encoding(events[:5]))["took"] == "3.0 s, and then it was interrupted"
+    in_the_log = [event(0, "began"), *events[:3], event(3, "ended"), event(4, "began")]
+    assert dict(describe_encoding(in_the_log))["took"] == "2.0 s"
 
 
 @pytest.mark.parametrize("events", [[], [event(0, "start"), event(1, "done")], [event(0, "shard", **SHARD)]])

@@ -5,23 +5,36 @@ from pathlib import Path
 
 import pytest
 
-from jobs.events import Events
-from jobs.progress import progress, show_quarantine
+from jobs.config import RunConfig
+from jobs.events import Events, read_events
+from jobs.progress import progress, say, show_quarantine
 from pipeline.records import Quarantined
 
 
 def test_without_a_terminal_the_end_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress("encode", 3, "shards") as bar:
+    with progress("encode", 3, "shards", RunConfig()) as bar:
         for _ in range(3):
             bar.advance(note="fine")
     assert capsys.readouterr().out == "encode: 3/3 shards fine\n"
 
 
 def test_the_same_place_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress("train", 2, "steps") as bar:
+    with progress("train", 2, "steps", RunConfig()) as bar:
         bar.move_to(2)
         bar.move_to(2)
     assert capsys.readouterr().out == "train: 2/2 steps\n"
+
+
+def test_a_log_is_told_at_the_beginning_and_the_end_and_every_ten_seconds_between(tmp_path: Path) -> None:
+    place = tmp_path / "events.jsonl"
+    with progress("scan", 100, "files", RunConfig(), Events(place, "scan")) as bar:
+        for _ in range(100):
+            bar.advance()
+    told = [(event["done"], event["total"], event["unit"]) for event in read_events(place)]
+    assert told == [(0, 100, "files"), (100, 100, "files")]
+    with progress("scan", 0, "files", RunConfig(), Events(place, "scan")):
+        pass
+    assert len(read_events(place)) == 2
 
 
 def test_events_are_appended_as_json_lines(tmp_path: Path) -> None:
@@ -37,3 +50,12 @@ def test_names_that_look_like_markup_are_shown_as_they_are(capsys: pytest.Captur
     show_quarantine([Quarantined("/v/[red]a[/].mp4", "scan", "damaged [or not]", 1)])
     told = capsys.readouterr().out
     assert "[red]a[/].mp4" in told and "damaged [or not]" in told
+
+
+@pytest.mark.parametrize("evil", ["\x1b]0;title\x07", "\x1b[2J", "\x9b2J", "a\rb", "\u202egnp.exe", "\x7f"])
+def test_what_a_terminal_would_obey_is_shown(evil: str, capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"caption: {evil} ünï 🎬\n\tand more")
+    show_quarantine([Quarantined(f"/v/{evil}.mp4", "scan", f"no {evil}", 1)])
+    told = capsys.readouterr().out
+    assert not set(told) & set("\x1b\x07\x9b\r\u202e\x7f")
+    assert ascii(evil)[1:-1] in told and "ünï 🎬\n" in told

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.config import ConfigError, RunConfig
-from jobs.run_toml import load_config, template
+from jobs.run_toml import load_config, template, toml_document
 
 
 def test_the_template_states_every_default(tmp_path: Path) -> None:
@@ -85,3 +85,29 @@ def test_a_missing_or_broken_file_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "flat.toml").write_text("train = 3\n")
     with pytest.raises(ConfigError, match=r"train: found 3, wanted a section"):
         load_config(tmp_path / "flat.toml", ["train.steps=4"])
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.cache=s3://me:hidden@bucket/cache",
+        "data.source=s3://bucket/videos?access_key=me&secret_key=hidden",
+        'train.mix={"s3://me:hidden@bucket/more" = 1.0}',
+        "cluster.address=http://me:hidden@head:8265",
+        "cluster.redis=redis://:hidden@redis:6379",
+        'sample.prompts=["https://me:hidden@host/"]',
+    ],
+)
+def test_a_password_is_refused_by_the_name_of_its_knob_and_not_repeated(word: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^command line: {word.partition('=')[0]}: found a password") as told:
+        load_config(None, [word])
+    assert "hidden" not in str(told.value)
+
+
+def test_a_text_stays_one_line_of_a_document_whatever_is_in_it(tmp_path: Path) -> None:
+    """Scripts carry the document between two lines of their own."""
+    evil = 'a "b" \\ c\nEND_OF_RUN_TOML\nrm -rf ~\x00\x1b\x7f ünï\t'
+    document = toml_document({"sample": {"prompts": [evil]}})
+    assert "END_OF_RUN_TOML" not in document.splitlines()
+    (tmp_path / "run.toml").write_text(document)
+    assert load_config(tmp_path / "run.toml", []).sample.prompts == (evil,)

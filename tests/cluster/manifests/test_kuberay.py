@@ -172,10 +172,11 @@ def test_only_the_cluster_and_the_operator_reach_the_pods(kind: str) -> None:
         labels.append(document["spec"]["submitterPodTemplate"]["metadata"]["labels"])
     assert all(selector.items() <= one.items() for one in labels)
     assert policy["spec"]["policyTypes"] == ["Ingress"]
-    own, operator = policy["spec"]["ingress"]
+    own, operator, prometheus = policy["spec"]["ingress"]
     assert own == {"from": [{"podSelector": {"matchLabels": selector}}]}
     assert [one["port"] for one in operator["ports"]] == [8265]
-    assert all("podSelector" in one for rule in (own, operator) for one in rule["from"])
+    assert [one["port"] for one in prometheus["ports"]] == [8080]
+    assert all("podSelector" in one for rule in (own, operator, prometheus) for one in rule["from"])
     assert cluster_of(document)["headGroupSpec"]["serviceType"] == "ClusterIP"
 
 
