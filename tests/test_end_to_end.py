@@ -76,7 +76,7 @@ def test_bytes_depend_neither_on_the_place_nor_on_how_decoding_was_shared(
 def test_a_deleted_shard_comes_back_the_same(cached: RunConfig, tmp_path: Path) -> None:
     root = tmp_path / "cache"
     shutil.copytree(local(cached.cache.root), root)
-    config = cached.model_copy(update={"data": cached.data.model_copy(update={"cache": root})})
+    config = cached.model_copy(update={"data": cached.data.model_copy(update={"cache": str(root)})})
     before = digests(root)
     shard = sorted(root.glob("latents/*/*.tar"))[1].relative_to(root / "latents").with_suffix("").as_posix()
     tar_path(config.cache.latents, shard).unlink()

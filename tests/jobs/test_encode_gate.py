@@ -31,8 +31,8 @@ def encode_with(patch: pytest.MonkeyPatch, spoil: Spoil, config: RunConfig) -> i
     """The real verb, with actors that are spoilt."""
 
     class Spoiled(ShardEncoder):
-        def __init__(self, config: RunConfig) -> None:
-            ShardEncoder.__init__(self, config)
+        def __init__(self, config: RunConfig, decode_labels: dict[str, str]) -> None:
+            ShardEncoder.__init__(self, config, decode_labels)
             spoil(self.vae)
 
     with patch.context() as during:

@@ -111,7 +111,7 @@ def test_what_was_bad_or_removed_is_cached_in_the_end_as_if_it_had_always_been_g
 
 def copied(config: RunConfig, tmp_path: Path) -> RunConfig:
     shutil.copytree(local(config.cache.root), tmp_path / "cache")
-    return config.model_copy(update={"data": config.data.model_copy(update={"cache": tmp_path / "cache"})})
+    return config.model_copy(update={"data": config.data.model_copy(update={"cache": str(tmp_path / "cache")})})
 
 
 def interrupted(*_: object) -> None:

@@ -292,7 +292,7 @@ def test_a_run_looks_for_what_it_will_need_before_it_begins(
 ) -> None:
     changes = {
         section: getattr(cached, section).model_copy(update=updates),
-        "data": cached.data.model_copy(update={"cache": tmp_path / "cache"}),
+        "data": cached.data.model_copy(update={"cache": str(tmp_path / "cache")}),
     }
     with pytest.raises(Refused, match=message):
         run(cached.model_copy(update=changes))
