@@ -71,6 +71,7 @@ class _Crew(Generic[Item]):
         self.unanswered: set[Future[Any]] = set()
         self.failed_start: Exception | None = None  # since it was looked the last time
         self.failed_starts = 0  # looks in a row that found one
+        self.was_crowded = False
         self.look_at_s = float("-inf")
         self.idle_since_s = self.told_s = time.monotonic()
 
@@ -82,7 +83,9 @@ class _Crew(Generic[Item]):
         self.look_at_s = now_s + LOOK_EVERY_S
         self._heed_failed_starts()
         self._heed_notices()
-        self._adjust(self.sharing.wanted(count_workers(), now_s))
+        most = count_workers()
+        self._heed_crowding(most)
+        self._adjust(self.sharing.wanted(most, now_s))
         if self.sharing.num_working:
             self.idle_since_s = self.told_s = now_s
         elif now_s - self.told_s >= WAITING_S:
@@ -142,6 +145,19 @@ class _Crew(Generic[Item]):
             for worker in self.sharing.lanes:
                 if self.nodes[worker] in draining:
                     self.sharing.leaves(worker)
+
+    def _heed_crowding(self, most: int) -> None:
+        """End the one that came last where more are at work than the cluster has room for, two looks in a row.
+
+        So it may be when nodes are lost: those that are left are then full of actors, with no CPU for what these need
+        of others.
+        """
+        is_crowded = self.sharing.num_working > most
+        if is_crowded and self.was_crowded:
+            last = next(one for one in reversed(self.nodes) if not self.sharing.lanes[one].is_leaving)
+            self.sharing.ends(last)
+            self._end(last)
+        self.was_crowded = is_crowded
 
     def _listen(self, worker: Any, item: Item | None, reference: Any) -> None:
         answer: Future[Any] = reference.future()

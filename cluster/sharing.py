@@ -102,14 +102,10 @@ class Sharing(Generic[Item]):
 
     def died(self, worker: Any, why: object, with_node: bool = False) -> None:
         """A worker is dead, by itself or with its node, and all that it had to do is for others."""
-        lane = self._remove(worker)
-        self._take_back(lane)
-        self.copies.subtract(lane.items)
-        again = [item for item in lane.items if item in self.left and not self.copies[item]]
-        if again and again[0] == lane.items[0]:
-            self._blame(again[0], why, with_node)
-        for item in reversed(again):
-            (self.suspects if item in self.attempts else self.waiting).appendleft(item)
+        first, again = self.lanes[worker].items[0], self._give_up(worker)
+        if first in again:
+            self._blame(first, why, with_node)
+        self._redo(again)
 
     def leaves(self, worker: Any) -> None:
         """A worker will soon be gone: it ends what it has and is given no more."""
@@ -117,6 +113,21 @@ class Sharing(Generic[Item]):
         self.num_leaving += not lane.is_leaving
         lane.is_leaving = True
         self._take_back(lane)
+
+    def ends(self, worker: Any) -> None:
+        """A worker is ended for want of room; all that it had to do is for others, and nothing is to blame."""
+        self._redo(self._give_up(worker))
+
+    def _give_up(self, worker: Any) -> list[Item]:
+        """What a worker alone had to do."""
+        lane = self._remove(worker)
+        self._take_back(lane)
+        self.copies.subtract(lane.items)
+        return [item for item in lane.items if item in self.left and not self.copies[item]]
+
+    def _redo(self, items: list[Item]) -> None:
+        for item in reversed(items):
+            (self.suspects if item in self.attempts else self.waiting).appendleft(item)
 
     def _blame(self, item: Item, why: object, with_node: bool) -> None:
         tally, most, what = (self.nodes, NODES, "nodes") if with_node else (self.attempts, self.max_attempts, "workers")

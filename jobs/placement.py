@@ -116,6 +116,8 @@ def count_encoders(encoder: Ask, decode: Ask, capacity: Capacity, wanted: int) -
     most = room_to_encode(encoder, decode, capacity.possible)
     wanted = min(wanted or one_each(encoder, capacity.possible), most)
     harmless = _harmless(encoder, decode, capacity.alive)
+    if not room(decode, capacity.alive) and _harmless(encoder, decode, capacity.possible) is None:
+        harmless = None  # the nodes that decode will come, and are none of theirs
     return wanted if harmless is None else min(wanted, max(1, harmless))
 
 

@@ -1,11 +1,13 @@
 """Work shared out over actors that own it."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray.exceptions import OutOfMemoryError
@@ -128,6 +130,34 @@ def test_that_no_worker_has_room_is_told_and_when_there_is_room_nobody_waits_for
     results = dict(share_out(start_worker, count_workers, range(5), told.append))
     assert results == {item: (2 * item, True) for item in range(5)}
     assert 0.3 <= told[0] < told[-1] or len(told) == 1
+
+
+@ray.remote(num_cpus=0.1, max_concurrency=IN_FLIGHT)
+class Lonely:
+    """Can do nothing while another of them lives."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def do(self, item: int, upcoming: int | None, turn: int) -> int:
+        (self.folder / str(os.getpid())).touch()
+        while any(psutil.pid_exists(int(path.name)) for path in self.folder.iterdir() if path.name != str(os.getpid())):
+            time.sleep(0.05)
+        return os.getpid()
+
+
+def test_where_there_is_no_longer_room_for_all_the_last_is_ended_and_its_items_are_done_by_others(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "LOOK_EVERY_S", 0.1)
+    worker: Any = Lonely
+
+    def count_workers() -> int:
+        return 1 if len(list(tmp_path.iterdir())) == 2 else 2
+
+    done = list(share_out(lambda: worker.remote(tmp_path), count_workers, range(4), quiet))
+    assert sorted(item for item, _ in done) == list(range(4))
+    assert len({process for _, process in done}) == 1
 
 
 def test_no_items_need_no_workers(local_ray: None, tmp_path: Path) -> None:

@@ -99,6 +99,15 @@ class Cluster(RuleBasedStateMachine):
         self.promised.pop(worker, None)
         self.sharing.leaves(worker)
 
+    @precondition(lambda self: self.held)
+    @rule(choice=CHOICE)
+    def ends(self, choice: int) -> None:
+        worker = self.pick(choice)
+        before = self.sharing.attempts.copy(), self.sharing.nodes.copy()
+        self.sharing.ends(worker)
+        assert (self.sharing.attempts, self.sharing.nodes) == before
+        self.forget(worker)
+
     @rule(later_s=st.sampled_from([1.0, OVERDUE_S, OVERDUE * OVERDUE_S]))
     def time_passes(self, later_s: float) -> None:
         self.now_s += later_s

@@ -78,8 +78,10 @@ GPU, GPU_TO_COME = Node(8, 1, ENCODE), Node(8, 4, ENCODE)
         ([Node(8, 0, DECODE), GPU], [GPU_TO_COME] * 2, {}, 9),  # asking for them is what brings the nodes
         ([Node(8, 0, DECODE), GPU], [GPU_TO_COME] * 2, {"encoders": 3}, 3),
         ([Node(8, 0, DECODE)], [GPU_TO_COME], {}, 4),
-        ([HEAD], [GPU_TO_COME, Node(8, 0, DECODE)], {}, 1),  # more once there is a node to decode on
-        ([GPU], [GPU_TO_COME, Node(8, 0, DECODE)], {}, 1),
+        ([HEAD], [GPU_TO_COME, Node(8, 0, DECODE)], {}, 4),
+        ([GPU], [GPU_TO_COME, Node(8, 0, DECODE)], {}, 5),  # those at work are kept where all that decode are lost
+        ([HEAD], [Node(8, 4)] * 2, {}, 8),  # too few to keep one of these nodes from decoding
+        ([HEAD], [Node(2, 2)] * 2, {}, 1),  # more once there is a node to decode on
         ([Node(2, 2)], [Node(2, 2)] * 3, {}, 1),  # a second one would take the CPU that decodes
         ([Node(2, 0), Node(2, 0)], [Node(2, 0)] * 6, {}, 3),
         ([], [], {}, 0),
