@@ -21,7 +21,7 @@ from jobs.shapes import make_shapes
 from jobs.text import text
 from tests.conftest import before_encoding, cache_config, digests, fill_cache
 from tests.head import free_ports
-from tests.many_nodes import Nodes, end, is_writing, pid_of, play, wait_until
+from tests.many_nodes import Nodes, encoders, end, is_writing, pid_of, play, wait_until
 from tests.networks import IN_TIME, PINGS, Network, why_not
 
 COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
@@ -32,7 +32,7 @@ Happening = Callable[[Nodes, Future[int]], str]
 def long(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A filled cache of more shards; tests must not change it."""
     root = tmp_path_factory.mktemp("long")
-    make_shapes(root / "videos", num_clips=20)
+    make_shapes(root / "videos", num_clips=80)
     config = cache_config(root / "videos" / "captions.csv", root, "encode.shard_bytes=20000", "encode.forecast=false")
     fill_cache(config)
     return config
@@ -179,11 +179,14 @@ def cut_one_off(network: Network, encoding: Future[int]) -> dict[str, float]:
     """In the middle of a shard; when it comes back it has been given up, and ends itself. Seconds that these took."""
     machine = network.machines[0]
     wait_until(lambda: is_writing(machine.node.pid), encoding)
+    writers = encoders(machine.node.pid)
     network.cut(machine)
     seen_s = wait_until(lambda: machine.address not in addresses())
     time.sleep(1.0)
     network.mend(machine)
-    return {"seen_s": seen_s, "ended_s": wait_until(lambda: machine.node.poll() is not None)}
+    ended_s = wait_until(lambda: machine.node.poll() is not None)
+    wait_until(lambda: not any(one.is_running() for one in writers))  # a little later: until then it may begin files
+    return {"seen_s": seen_s, "ended_s": ended_s}
 
 
 def addresses() -> set[str]:
@@ -215,4 +218,5 @@ def test_a_node_is_cut_off_in_the_middle_of_a_shard_and_comes_back(
     config, folder = before_encoding(long, tmp_path), tmp_path_factory.mktemp("n")
     quarantined, took_s = play(encode_cut_off, folder, config, folder, **IN_TIME)
     assert quarantined == 0 and set(took_s) == {"seen_s", "ended_s"}
+    print(took_s)
     assert digests(config.cache.root) == digests(long.cache.root)
