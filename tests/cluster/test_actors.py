@@ -132,7 +132,7 @@ def test_that_no_worker_has_room_is_told_and_when_there_is_room_nobody_waits_for
     assert 0.3 <= told[0] < told[-1] or len(told) == 1
 
 
-@ray.remote(num_cpus=0.1, max_concurrency=IN_FLIGHT)
+@ray.remote(num_cpus=0.1)
 class Lonely:
     """Can do nothing while another of them lives."""
 
@@ -155,7 +155,9 @@ def test_where_there_is_no_longer_room_for_all_the_last_is_ended_and_its_items_a
     def count_workers() -> int:
         return 1 if len(list(tmp_path.iterdir())) == 2 else 2
 
-    done = list(share_out(lambda: worker.remote(tmp_path), count_workers, range(4), quiet))
+    done = list(
+        share_out(lambda: worker.options(max_concurrency=IN_FLIGHT).remote(tmp_path), count_workers, range(4), quiet)
+    )
     assert sorted(item for item, _ in done) == list(range(4))
     assert len({process for _, process in done}) == 1
 
