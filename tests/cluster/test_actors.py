@@ -132,16 +132,21 @@ def test_that_no_worker_has_room_is_told_and_when_there_is_room_nobody_waits_for
     assert 0.3 <= told[0] < told[-1] or len(told) == 1
 
 
+def begun(folder: Path) -> list[Path]:
+    """A file by each process that has begun."""
+    return list(folder.iterdir())
+
+
 @ray.remote(num_cpus=0.1)
 class Lonely:
-    """Can do nothing while another of them lives."""
+    """Does nothing before there are two, and while both live."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def do(self, item: int, upcoming: int | None, turn: int) -> int:
         (self.folder / str(os.getpid())).touch()
-        while any(psutil.pid_exists(int(path.name)) for path in self.folder.iterdir() if path.name != str(os.getpid())):
+        while sum(psutil.pid_exists(int(path.name)) for path in begun(self.folder)) != 1 or len(begun(self.folder)) < 2:
             time.sleep(0.05)
         return os.getpid()
 
@@ -153,7 +158,7 @@ def test_where_there_is_no_longer_room_for_all_the_last_is_ended_and_its_items_a
     worker: Any = Lonely
 
     def count_workers() -> int:
-        return 1 if len(list(tmp_path.iterdir())) == 2 else 2
+        return 1 if len(begun(tmp_path)) == 2 else 2
 
     done = list(
         share_out(lambda: worker.options(max_concurrency=IN_FLIGHT).remote(tmp_path), count_workers, range(4), quiet)
