@@ -26,8 +26,8 @@ def scrape(*labels: str) -> Metrics:
 
 
 def scrape_until(told: Callable[[Metrics], bool], *labels: str) -> Metrics:
-    """The same, as soon as `told` likes it, or after a quarter of a minute: a driver tells every ten seconds."""
-    give_up_s = time.monotonic() + 15
+    """The same, as soon as `told` likes it, or after a minute: what tells the node begins late on a busy machine."""
+    give_up_s = time.monotonic() + 60
     while not told(found := scrape(*labels)) and time.monotonic() < give_up_s:
         time.sleep(0.2)
     return found
