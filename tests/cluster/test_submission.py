@@ -67,6 +67,7 @@ def test_a_command_submitted_many_times_at_once_is_one_job(head: Head, tmp_path:
     assert {job.id for job, _ in found} == {"race"}
 
 
+@pytest.mark.slow
 def test_a_job_that_is_stopped_may_end_in_its_own_way_and_is_tried_anew(head: Head, tmp_path: Path) -> None:
     submissions = Submissions(head.dashboard)
     slow = "trap 'sleep 4; echo saved; exit' TERM; echo up; while true; do sleep 0.1; done"

@@ -15,6 +15,7 @@ from tests.test_end_to_end import moving_bar
 QUICK = [*TRAIN_OVERRIDES, "train.workers=1", "train.steps=2", "sample.steps=2", "sample.num_prompts=2"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_goes_all_the_way(local_ray: None, tmp_path: Path, capsys) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     write_mp4(videos / "a_red_bar.mp4", moving_bar(40, 1), 24)

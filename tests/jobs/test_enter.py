@@ -80,15 +80,12 @@ def on_labelled_nodes(config: RunConfig, verbs: list[Callable[[RunConfig], int]]
 
 
 @linux
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verbs", "places"),
     [
         ([scan, plan, encode], {"read_files": DECODED, "decode": DECODED, "ShardEncoder.__init__": ENCODED}),
-        pytest.param(
-            [scan, plan, encode, text, verify],
-            {"TextWriter.__init__": ENCODED, "Verifier.__init__": DECODED},
-            marks=pytest.mark.slow,
-        ),
+        ([scan, plan, encode, text, verify], {"TextWriter.__init__": ENCODED, "Verifier.__init__": DECODED}),
     ],
     ids=["encode", "text and verify"],
 )
