@@ -222,6 +222,11 @@ class Submissions:
                 f"set cluster.address or RAY_ADDRESS to http://HEAD:8265"
             ) from error
         except RuntimeError as error:  # what it was answered, which may be a traceback of the head's
+            if "No available agent" in str(error):
+                raise NoCluster(
+                    f"{self.address}: this head runs no jobs yet; try again soon. If that lasts, another Ray on its "
+                    f"machine has its port: end that one, or start the head with --dashboard-agent-listen-port=52366"
+                ) from error
             raise NoCluster(f"{self.address}: {str(error).strip().splitlines()[-1]}") from error
 
 
