@@ -23,8 +23,8 @@ from cluster.token import keep_token_private
 POLL_S = 1.0
 ANSWER_S = 10.0  # within which a dashboard answers
 SILENCE_S = 60.0  # after which a connection may be dead and is made again; for so long a cluster may be out of reach
-for chatty in ("ray", "ray.dashboard.modules.dashboard_sdk"):
-    logging.getLogger(chatty).setLevel(logging.WARNING)  # they tell of each file that is sent
+for chatty in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+    logging.getLogger(chatty).setLevel(logging.WARNING)  # they tell of each file that is sent, and of each log that ends
 
 
 @dataclass(frozen=True)
