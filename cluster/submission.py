@@ -23,8 +23,9 @@ from cluster.token import keep_token_private
 POLL_S = 1.0
 ANSWER_S = 10.0  # within which a dashboard answers
 SILENCE_S = 60.0  # after which a connection may be dead and is made again; for so long a cluster may be out of reach
+# They tell of each file that is sent, and of each log that ends.
 for chatty in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
-    logging.getLogger(chatty).setLevel(logging.WARNING)  # they tell of each file that is sent, and of each log that ends
+    logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
