@@ -1,9 +1,11 @@
-"""`python -m cluster.gather NODES SECONDS`: wait until so many nodes have joined the Ray at RAY_ADDRESS."""
+"""`python -m cluster.gather NODES SECONDS`: wait until so many nodes have joined the Ray at RAY_ADDRESS, and the
+dashboard at RAY_API_SERVER_ADDRESS takes jobs."""
 
 import os
 import sys
 import time
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import ray
 
@@ -13,11 +15,13 @@ from cluster.capacity import capacity
 POLL_S = 0.5
 
 
-def gather(address: str, wanted: int, seconds: float) -> str:
-    """Wait for nodes; returns what is wrong where they do not come in time, in one line."""
+def gather(address: str, wanted: int, seconds: float, dashboard: str = "") -> str:
+    """Wait for nodes, and for a dashboard (http://host:port); returns in one line what does not come in time."""
     give_up_s = time.monotonic() + seconds
     if not _wait(lambda: runtime.listens(address, POLL_S), give_up_s):  # Ray would wait for a minute, whatever is asked
         return f"found no Ray at {address} after {seconds:g} s; the log says why it did not start on the first node"
+    if dashboard and not _wait(lambda: runtime.listens(urlsplit(dashboard).netloc, POLL_S), give_up_s):
+        return f"found no dashboard at {dashboard} after {seconds:g} s; the log says why it did not start"
     runtime.connect(address)
     try:
         if _wait(lambda: len(capacity().alive) >= wanted, give_up_s):
@@ -38,5 +42,6 @@ def _wait(done: Callable[[], bool], give_up_s: float) -> bool:
 
 
 if __name__ == "__main__":
-    if problem := gather(os.environ["RAY_ADDRESS"], int(sys.argv[1]), float(sys.argv[2])):
+    here = os.environ
+    if problem := gather(here["RAY_ADDRESS"], int(sys.argv[1]), float(sys.argv[2]), here["RAY_API_SERVER_ADDRESS"]):
         sys.exit(f"gather: {problem}")

@@ -167,6 +167,13 @@ class Submissions:
             was_over = found.is_over
             time.sleep(POLL_S)
 
+    def ask(self, path: str) -> Any:
+        """What the dashboard answers to a path, which is JSON."""
+        with self._plainly():
+            answer = self._client._do_request("GET", path)
+            answer.raise_for_status()
+            return answer.json()
+
     def _tail(self, job: str, once: "Once") -> bool:
         """Hand on what a job writes until it is over, True, or the connection is."""
 

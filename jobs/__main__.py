@@ -1,18 +1,18 @@
 """The command line: `latentmill VERB`, which is `python -m jobs VERB`."""
 
-import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from jobs import cluster_verbs
 from jobs.config import ConfigError, RunConfig
-from jobs.outcome import BAD_USAGE, FAILED, INTERRUPTED, QUARANTINED, refusal
-from jobs.run_toml import load_config, template
+from jobs.outcome import BAD_USAGE, FAILED, QUARANTINED, refusal
+from jobs.run_toml import template
+from jobs.words import CachePlace, Words, interruptible, read_words
 from pipeline.quarantine import read_quarantine
 from pipeline.storage import publish
 
@@ -29,25 +29,7 @@ app = typer.Typer(
 
 quarantine = typer.Typer(no_args_is_help=True, help="What could not be used: list it, or have it tried again.")
 app.add_typer(quarantine, name="quarantine")
-
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[RUN.TOML] [SECTION.KEY=VALUE]...", help="The run's configuration and changes to it."),
-]
-
-
-CachePlace = Annotated[
-    str | None,
-    typer.Option("--cache", metavar="PLACE", help="Short for data.cache=PLACE: a folder, s3://... or gs://..."),
-]
-
-
-def _config(words: list[str] | None, cache: str | None) -> RunConfig:
-    words = list(words or [])
-    if cache is not None:
-        words.append(f"data.cache={json.dumps(cache, ensure_ascii=False)}")  # quoted: a place named 1 is no number
-    path = Path(words.pop(0)) if words and "=" not in words[0] else Path("run.toml")
-    return load_config(path, words)
+app.add_typer(cluster_verbs.app)  # verbs as all others
 
 
 def _finish(config: RunConfig, quarantined: int) -> None:
@@ -63,19 +45,10 @@ def _finish(config: RunConfig, quarantined: int) -> None:
 def _verb(name: str, run: Callable[[RunConfig], int], words: list[str] | None, cache: str | None) -> None:
     from jobs.recorded import recorded
 
-    config = _config(words, cache)
-    with _interruptible():
+    config = read_words(words, cache)
+    with interruptible():
         quarantined = recorded(name, run, config)
     _finish(config, quarantined)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("\ninterrupted; what is committed stays, and the same command goes on from there", err=True)
-        raise typer.Exit(INTERRUPTED) from None
 
 
 # Each verb imports what it needs when it is called, so that `--help` and `init` do not wait for Ray or DeepSpeed.
@@ -186,7 +159,9 @@ def export(
     words: Words = None,
     cache: CachePlace = None,
     step: Annotated[int | None, typer.Option(min=0, help="Of which checkpoint; left out: of the newest.")] = None,
-    to: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write there instead of train.out.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", resolve_path=True, help="Write there instead of train.out.")
+    ] = None,
 ) -> None:
     """Export a checkpoint as safetensors, also for Open-Sora's own code: train.out/checkpoints -> model and ema."""
     from jobs.export import export
@@ -206,7 +181,7 @@ def schedule(
     """Tell what will be trained on: batches of an epoch, and what it holds of each bucket."""
     from jobs.schedule import show_schedule
 
-    show_schedule(_config(words, cache), epoch, steps)
+    show_schedule(read_words(words, cache), epoch, steps)
 
 
 @app.command()
@@ -230,7 +205,7 @@ def list_quarantine(
     """List what could not be used: stage, attempts, shard, reason, and what the decoder wrote."""
     from jobs.quarantine import list_quarantine
 
-    list_quarantine(_config(words, cache), paths, full)
+    list_quarantine(read_words(words, cache), paths, full)
 
 
 @quarantine.command("retry")
@@ -238,7 +213,7 @@ def retry_quarantine(words: Words = None, cache: CachePlace = None, paths: Paths
     """Have it tried again by the next `scan` and `encode`: shards that went on without a video are done again."""
     from jobs.quarantine import retry_quarantine
 
-    retry_quarantine(_config(words, cache), paths)
+    retry_quarantine(read_words(words, cache), paths)
 
 
 @app.command()
@@ -256,8 +231,8 @@ def preview(
 
     given = list(words or [])
     keys = [word for word in given if "=" not in word and not word.endswith(".toml")]
-    config = _config([word for word in given if word not in keys], cache)
-    with _interruptible():
+    config = read_words([word for word in given if word not in keys], cache)
+    with interruptible():
         preview(config, out, keys, clips)
 
 
@@ -272,7 +247,7 @@ def explain(
     """Explain a clip: its file, time span, frames, recipe, shard and offset, and commands that show and read it."""
     from jobs.explain import explain
 
-    explain(_config(words, cache), key)
+    explain(read_words(words, cache), key)
 
 
 @app.command()
@@ -296,72 +271,6 @@ def run(words: Words = None, cache: CachePlace = None) -> None:
     _verb("run", run, words, cache)
 
 
-JobId = Annotated[str, typer.Option("--job", metavar="ID", help="One job, instead of those of the run.")]
-
-
-def _cluster_config(words: list[str] | None, cache: str | None) -> RunConfig:
-    """As `_config`; all defaults where no run is named and none is here, for jobs have names of their own."""
-    if not words and not Path("run.toml").exists():
-        return load_config(None, [])
-    return _config(words, cache)
-
-
-@app.command()
-def submit(
-    verb: Annotated[str, typer.Argument(metavar="VERB", help="run, or one of its steps, stats, verify, export.")],
-    words: Words = None,
-    cache: CachePlace = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Show what it writes until it is over, and end with its exit code.")
-    ] = False,
-    again: Annotated[bool, typer.Option("--again", help="Run it once more where it is done.")] = False,
-) -> None:
-    """Have a Ray cluster run a verb, once; what failed or was stopped goes on. `submit run`: each step is a job."""
-    from jobs.submit import submit
-
-    with _interruptible():
-        raise typer.Exit(submit(_config(words, cache), verb, follow, again))
-
-
-@app.command()
-def logs(
-    words: Words = None,
-    cache: CachePlace = None,
-    job: JobId = "",
-    follow: Annotated[bool, typer.Option("--follow", help="Until it is over; end with its exit code.")] = False,
-) -> None:
-    """Show what a submitted job has written: the run's newest one."""
-    from jobs.submit import logs
-
-    with _interruptible():
-        raise typer.Exit(logs(_cluster_config(words, cache), job, follow))
-
-
-@app.command()
-def stop(words: Words = None, cache: CachePlace = None, job: JobId = "") -> None:
-    """Stop a run's submitted jobs and wait for their end; training writes a checkpoint first."""
-    from jobs.submit import stop
-
-    with _interruptible():
-        stop(_cluster_config(words, cache), job)
-
-
-@app.command("list")
-def show_list(words: Words = None, cache: CachePlace = None) -> None:
-    """List all jobs of the cluster."""
-    from jobs.submit import show_list
-
-    show_list(_cluster_config(words, cache))
-
-
-@app.command(hidden=True)
-def chain(words: Words = None) -> None:
-    """What `submit run` has a cluster run."""
-    from jobs.submit import chain
-
-    raise typer.Exit(chain(_config(words, None)))
-
-
 @app.command()
 def status(
     words: Words = None,
@@ -373,28 +282,7 @@ def status(
     """Show a run at a glance: how far each verb is, how fast, where time goes; its jobs, and its cluster's nodes."""
     from jobs.status import status
 
-    status(_config(words, cache), watch)
-
-
-@app.command()
-def manifest(
-    target: Annotated[
-        Literal["kuberay", "kuberay-cluster", "aws", "gcp", "slurm", "grafana"],
-        typer.Argument(
-            help="A RayJob; a RayCluster that stays; a file for `ray up`, twice; a script for sbatch; a dashboard."
-        ),
-    ],
-    words: Words = None,
-    cache: CachePlace = None,
-    verb: Annotated[
-        Literal["encode", "train", "run"], typer.Option(help="What the cluster is for: its nodes follow from it.")
-    ] = "run",
-    to: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write it there, instead of printing it.")] = None,
-) -> None:
-    """Write what makes a cluster as [cluster] asks for it: for Kubernetes, AWS, GCP or Slurm; and what shows it."""
-    from jobs.manifest import manifest
-
-    manifest(_config(words, cache), target, verb, to)
+    status(read_words(words, cache), watch)
 
 
 @app.command()
@@ -411,7 +299,7 @@ def demo(
     from jobs.demo import demo
 
     out = out or Path("demo" if videos is None else "demo-videos")
-    with _interruptible():
+    with interruptible():
         config, quarantined = demo(out, videos, list(words or []))
     _finish(config, quarantined)
 

@@ -1,112 +1,44 @@
 """The run's one configuration: each knob, its default and its explanation stand here, and nowhere else."""
 
-import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from models.diffusion.masks import check_mixture
+from jobs.knobs import (
+    Batches,
+    Count,
+    DitName,
+    Filter,
+    Fraction,
+    LearningRateSchedule,
+    Masks,
+    Name,
+    NodeLabel,
+    Objective,
+    Option,
+    PathHere,
+    PathOfOneWord,
+    PathOrHub,
+    PathOrUri,
+    Reference,
+    TextEncoderName,
+    VaeName,
+    Word,
+    ZeroName,
+)
 from models.diffusion.rectified_flow import TimestepMethod
-from models.dit import DITS
 from models.latent_spec import Dtype, Posterior
-from models.text import TEXT_ENCODERS
 from models.text.interface import TextSettings
 from models.vae.description import DEFAULT_CHUNK_FRAMES
-from pipeline.batch_tables import TABLES
 from pipeline.cache import Cache
 from pipeline.errors import Refused
-from pipeline.filter import check_filter
-from pipeline.lengths import Entry, Table, check_table
-from pipeline.location import Location, place_of
+from pipeline.location import place_of
 from pipeline.recipe import Scenes, Tail
-
-
-def _path_or_hub(text: str) -> str:
-    """A path that is here, made absolute as those of PathHere; anything else may be a hub id and stays as it is."""
-    path = Path(text).expanduser()
-    return str(path.absolute()) if path.exists() or text.startswith((".", "/", "~")) else text
-
-
-def _vae_name(name: str) -> str:
-    """`diffusers:FOLDER` with the folder made absolute."""
-    family, colon, argument = name.partition(":")
-    return f"{family}:{_path_or_hub(argument)}" if colon else name
-
-
-def _local_or_uri(text: str) -> str:
-    """A local path made absolute, or s3://... and gs://... as they are."""
-    return text if Location.of(text).bucket else str(Path(text).expanduser().absolute())
-
-
-def _local(path: object) -> object:
-    if "://" in str(path):
-        raise ValueError("only sources and caches may lie in an object store; wanted a folder that all nodes see")
-    return path
-
-
-# Relative paths start where the command was given.
-PathHere = Annotated[Path, BeforeValidator(_local), AfterValidator(Path.absolute)]
-PathOrUri = Annotated[str, BeforeValidator(str), AfterValidator(_local_or_uri)]
-PathOrHub = Annotated[str, AfterValidator(_path_or_hub)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-ZeroName = Literal["zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload", "zero3-nvme"]
-LearningRateSchedule = Literal["constant", "linear", "cosine"]
-Objective = Literal["rectified-flow", "iddpm"]
 
 
 class ConfigError(Refused):
     """The configuration or the command line is wrong; exit code 2."""
-
-
-def _known_encoder(name: str) -> str:
-    return _one_of(TEXT_ENCODERS, name)
-
-
-def _known_dit(name: str) -> str:
-    return _one_of(DITS, name)
-
-
-def _known_filter(text: str) -> str:
-    check_filter(text)
-    return text
-
-
-def _known_table(buckets: str | Table) -> str | Table:
-    if isinstance(buckets, str):
-        return _one_of(TABLES, buckets)
-    check_table(buckets)
-    return buckets
-
-
-def _whole_entries(buckets: object) -> object:
-    """Before pydantic tries both types in turn, which it would tell of."""
-    for size, entries in buckets.items() if isinstance(buckets, dict) else ():
-        for frames, entry in entries.items() if isinstance(entries, dict) else ():
-            if not isinstance(entry, (list, tuple)) or len(entry) != len(Entry._fields):
-                raise ValueError(f"{size}: {frames} = {entry} cannot be; wanted frames = [{', '.join(Entry._fields)}]")
-    return buckets
-
-
-def _known_masks(mixture: dict[str, float]) -> dict[str, float]:
-    check_mixture(mixture)
-    return mixture
-
-
-def _one_of(known: Iterable[str], name: str) -> str:
-    if name not in known:
-        raise ValueError(f"not known; known: {', '.join(known)}")
-    return name
-
-
-def _of_one_word(path: Path) -> Path:
-    if not re.fullmatch(WORD, str(path)):
-        raise ValueError(f"wanted letters, digits and . : / @ = + - only, to match {WORD}")
-    return path
 
 
 class Section(BaseModel):
@@ -138,7 +70,7 @@ class DataConfig(Section):
 
 
 class RecipeConfig(Section):
-    vae: Annotated[str, AfterValidator(_vae_name)] = "dct"
+    vae: VaeName = "dct"
     """dct (no weights) or dct:CHANNELS, open-sora-v1.2, open-sora-plan, sd, pixart, diffusers:FOLDER-OR-HUB-ID."""
     vae_path: PathOrHub | None = None
     """The VAE's weights: a folder as published, or a hub id (owner/name or owner/name@revision)."""
@@ -172,7 +104,7 @@ class RecipeConfig(Section):
     """How cuts are found, which no clip crosses: content or adaptive (PySceneDetect), or off."""
     scene_threshold: Annotated[float, Field(gt=0)] | None = None
     """The detector's threshold, instead of its default (27 for content, 3 for adaptive)."""
-    filter: Annotated[str, AfterValidator(_known_filter)] = ""
+    filter: Filter = ""
     """What is worth encoding, such as "luminance > 0.05 and motion > 0.002 and aesthetic >= 5": by columns of scenes,
     of videos and of your table."""
 
@@ -213,7 +145,7 @@ class EncodeConfig(Section):
 
 
 class TextConfig(Section):
-    encoder: Annotated[str, AfterValidator(_known_encoder)] = "bytes"
+    encoder: TextEncoderName = "bytes"
     """bytes (no weights needed) or t5."""
     path: PathOrHub | None = None
     """T5's folder as published, that of a diffusers pipeline, or a hub id."""
@@ -226,7 +158,7 @@ class TextConfig(Section):
 
 
 class ModelConfig(Section):
-    name: Annotated[str, AfterValidator(_known_dit)] = "stdit3-tiny"
+    name: DitName = "stdit3-tiny"
     """A preset: stdit3-tiny, stdit3-xl/2 or stdit3-3b/2."""
     overrides: dict[str, int | float | bool] = {}
     """Fields of the preset to change, such as {depth = 8}."""
@@ -243,9 +175,7 @@ class TrainConfig(Section):
     """Clips per step, over all workers, where neither tokens nor buckets say how many."""
     tokens: Count | None = None
     """Latent tokens per step, over all workers: a batch has as many clips of its bucket as have these; at least one."""
-    buckets: Annotated[
-        str | dict[str, dict[int, Entry]], BeforeValidator(_whole_entries), AfterValidator(_known_table)
-    ] = {}
+    buckets: Batches = {}
     """How long clips are shown, by size and frames: {"240p" = {17 = [1, 1, 32], 51 = [1, 0.5, 10]}} shows half of those
     with 51 frames or more at 51, ten at a time, all others at 17; [share, keep, batch], where a share below 1 leaves a
     clip out of some epochs, and a batch of 0 is as batch and tokens say. "*" is any other size. Or a published table:
@@ -307,9 +237,9 @@ class TrainConfig(Section):
     and PixArt that model.init reads were trained with, at the length of the caption that it stands for."""
     timesteps: TimestepMethod = "logit-normal"
     """How timesteps are drawn: logit-normal, uniform or discrete."""
-    masks: Annotated[dict[str, Fraction], AfterValidator(_known_masks)] = {}
+    masks: Masks = {}
     """Shares of samples that are given some frames, such as {image_head = 0.05, random = 0.05}; the rest has none."""
-    filter: Annotated[str, AfterValidator(_known_filter)] = ""
+    filter: Filter = ""
     """What is worth training on: as recipe.filter, and by columns of the index, as "not static and num_chunks > 1"."""
     mix: dict[PathOrUri, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
     """Other caches to train on beside data.cache, and how often per epoch each of their clips is shown, such as
@@ -372,19 +302,6 @@ class SampleConfig(Section):
     seed: int = 0
 
 
-# What Kubernetes and Ray both take as a name and as a label.
-Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,28}[a-z0-9])?$")]
-NodeLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9._]*[a-z0-9])?=[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$")]
-
-
-# Manifests put these into lines for a shell or for sbatch, where a space, a quote or a new line begins something else.
-WORD = r"^[\w.:/@=+-]*$"
-Word = Annotated[str, Field(pattern=WORD)]
-# A Secret's name, never its content.
-Reference = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")]
-Option = Annotated[str, Field(pattern=r"^-[ -~]*$")]
-
-
 class ClusterConfig(Section):
     address: str = ""
     """A Ray cluster: auto or host:port for verbs that run here; for `submit` its dashboard, http://host:8265. Empty =
@@ -427,7 +344,7 @@ class ClusterConfig(Section):
     """Encode on spot (preemptible) nodes. The head and what trains are never on them."""
     volume: Word = ""
     """What all nodes mount: a PersistentVolumeClaim (Kubernetes) or an NFS export, host:/path (AWS, GCP)."""
-    mount: Annotated[Path, AfterValidator(Path.absolute), AfterValidator(_of_one_word)] = Path("/mnt/latentmill")
+    mount: PathOfOneWord = Path("/mnt/latentmill")
     """Where they mount it."""
     secret: Reference = ""
     """A Kubernetes Secret whose keys become environment variables, such as AWS_ACCESS_KEY_ID."""

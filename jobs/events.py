@@ -16,20 +16,22 @@ from pipeline.storage import append, in_parallel, list_files, publish, read_rang
 PUBLISH_EVERY_S = 10.0
 TELL_EVERY_S = 1.0
 BLOCK_BYTES = 1 << 22
+FILE_BYTES = 1 << 20
 
 
 class Events:
     """Writes a verb's events to a local file. In an object store, where nothing can be appended to, each run has a file
-    of its own in a folder instead, which is published anew at most every ten seconds, and at once for what is rare.
+    of its own in a folder instead, which is published anew at most every ten seconds, and at once for what is rare;
+    when it has FILE_BYTES the run begins another one.
     """
 
     def __init__(self, place: Place, verb: str) -> None:
         self.place, self.verb = place, verb
-        self.lines: list[str] = []
+        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%S")
+        self.run = f"{now}-{verb}-{uuid.uuid4().hex[:8]}"
+        self.number = 0  # of its file in a store
+        self.content = b""  # of that file
         self.published_s = 0.0
-        if isinstance(place, Location):
-            now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%S")
-            self.place = _folder(place) / f"{now}-{verb}-{uuid.uuid4().hex[:8]}.jsonl"
 
     def write(self, event: str, often: bool = False, **facts: Any) -> None:
         """`often` says that many such events follow each other."""
@@ -38,10 +40,13 @@ class Events:
         if isinstance(self.place, Path):
             append(self.place, [line])
             return
-        self.lines.append(line)
-        if not often or time.monotonic() - self.published_s > PUBLISH_EVERY_S:
-            publish(self.place, "".join(f"{one}\n" for one in self.lines).encode())
+        self.content += line.encode() + b"\n"
+        is_full = len(self.content) > FILE_BYTES
+        if is_full or not often or time.monotonic() - self.published_s > PUBLISH_EVERY_S:
+            publish(_folder(self.place) / f"{self.run}-{self.number:06d}.jsonl", self.content)
             self.published_s = time.monotonic()
+        if is_full:
+            self.number, self.content = self.number + 1, b""
 
 
 class NewEvents:

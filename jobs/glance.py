@@ -73,10 +73,11 @@ class Gatherer:
         self.cluster: dict[str, Any] = {}
 
     def look(self) -> Glance:
-        for event in self.events.read():
-            self.standing.take(event)
         if time.monotonic() - self.asked_s >= CLUSTER_EVERY_S:
             self.cluster, self.asked_s = self._ask_cluster(), time.monotonic()
+        self.standing.over = frozenset(job.id for job in self.cluster.get("jobs", ()) if job.is_over)
+        for event in self.events.read():  # after the cluster: what has ended has told so before
+            self.standing.take(event)
         now_s = time.time()
         lines = self._latest_steps()
         return Glance(

@@ -21,6 +21,7 @@ PLAIN_LINE_EVERY_S = 10.0  # and an event as often
 
 # What a terminal obeys instead of showing it, and what turns the order of letters: names and captions may hold it.
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+HARMLESS = re.compile("(\x1b\\[[0-9;]*m|\r)")
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -28,6 +29,12 @@ console = Console(highlight=False, soft_wrap=True)
 def printable(text: str) -> str:
     """A text for a terminal: what it would obey is shown by its numbers."""
     return OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def printable_log(text: str) -> str:
+    """As `printable`, for what a program wrote for a terminal: its colours and rewritten lines stay."""
+    parts = HARMLESS.split(text)  # every second one is harmless
+    return "".join(part if index % 2 else printable(part) for index, part in enumerate(parts))
 
 
 def say(message: str) -> None:

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from textwrap import shorten
 from typing import Any
@@ -44,10 +44,10 @@ def recorded(verb: str, run: Callable[[RunConfig], int], config: RunConfig) -> i
     return quarantined
 
 
-def fingerprint(config: RunConfig) -> str:
-    """The same for two runs with the same knobs, whichever cluster they run on."""
+def fingerprint(config: RunConfig, options: Sequence[str] = ()) -> str:
+    """The same for two runs of a verb with the same knobs and options, whichever cluster they run on."""
     knobs = config.model_dump_json(exclude={"cluster": {"address"}})
-    return hashlib.sha256(knobs.encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join([knobs, *options]).encode()).hexdigest()[:12]
 
 
 def _is_there(config: RunConfig) -> bool:

@@ -38,6 +38,7 @@ class Standing:
         self.encoded: set[str] = set()  # shards since the last start of `encode`
         self.failed: dict[str, int] = {}  # videos, by shard
         self.recent: deque[Event] = deque()  # shards of the last minutes
+        self.over: frozenset[str] = frozenset()  # submitted jobs that are no more, as their cluster told before
 
     def take(self, event: Event) -> None:
         """Those of one verb come by their time."""
@@ -72,7 +73,9 @@ class Standing:
         if verb in self.ends:
             return self.ends[verb]["outcome"], seconds(self.ends[verb])
         if verb in self.jobs:
-            return KILLED if is_gone(self.jobs[verb]) else "running", seconds(self.jobs[verb])
+            job = self.jobs[verb]
+            is_killed = is_gone(job) or job.get("submission") in self.over
+            return KILLED if is_killed else "running", seconds(job)
         return "", 0.0
 
     def shards(self) -> tuple[int, int]:

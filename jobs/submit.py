@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from cluster.submission import Command, Job, Submissions
 from jobs.config import ConfigError, RunConfig
 from jobs.outcome import DONE, FAILED, INTERRUPTED, QUARANTINED
 from jobs.parcel import CONFIG_NAME, pack, packages
-from jobs.progress import console, say
+from jobs.progress import console, printable_log, say
 from jobs.recorded import fingerprint
 
 STEPS = ("scan", "plan", "encode", "text", "train", "sample")  # of `run`, whose own table imports all of them
@@ -24,8 +25,10 @@ STOPPED = 143  # the exit code of a verb that SIGTERM ends
 DASHBOARD = "http://127.0.0.1:8265"  # of a Ray that `ray start --head` started here
 
 
-def submit(config: RunConfig, verb: str, follow: bool = False, again: bool = False) -> int:
+def submit(config: RunConfig, verb: str, options: Sequence[str] = (), follow: bool = False, again: bool = False) -> int:
     """Have a cluster run a verb with this configuration, once: where its job runs or is done, there is no other.
+
+    `options` are the verb's own, such as ["--limit", "3"].
 
     Returns the verb's exit code with `follow`, else 0. Code and configuration travel with the job; data and checkpoints
     stay where the configuration says, which all nodes must see.
@@ -33,7 +36,7 @@ def submit(config: RunConfig, verb: str, follow: bool = False, again: bool = Fal
     if verb not in VERBS:
         raise ConfigError(f"submit: found {verb!r}, wanted one of {', '.join(VERBS)}")
     submissions = connect(config)
-    job, is_new = send(submissions, config, verb, again)
+    job, is_new = send(submissions, config, verb, options, again)
     if is_new:
         say(f"submit: {job.id} is submitted")
     elif job.is_over:
@@ -52,7 +55,7 @@ def logs(config: RunConfig, job: str, follow: bool) -> int:
     found = submissions.get(job) if job else _latest(submissions, config)
     if follow:
         return follow_job(submissions, found)
-    print(submissions.logs(found.id), end="")
+    print(printable_log(submissions.logs(found.id)), end="")
     return DONE
 
 
@@ -93,7 +96,7 @@ def chain(config: RunConfig) -> int:
     signal.signal(signal.SIGTERM, _leave)
     for verb in STEPS:
         try:
-            job, _ = send(submissions, config, verb, again=True)
+            job, _ = send(submissions, config, verb, (), again=True)
             code = follow_job(submissions, job)
         except SystemExit:
             if last := submissions.newest(command_id(config, verb)):
@@ -123,20 +126,22 @@ def connect(config: RunConfig) -> Submissions:
     return Submissions(address.rstrip("/"))
 
 
-def send(submissions: Submissions, config: RunConfig, verb: str, again: bool) -> tuple[Job, bool]:
+def send(
+    submissions: Submissions, config: RunConfig, verb: str, options: Sequence[str], again: bool
+) -> tuple[Job, bool]:
     """Submit a verb, and return its job and whether that is new."""
     with tempfile.TemporaryDirectory() as folder:
-        return submissions.submit(make_command(config, verb, pack(config, Path(folder))), again)
+        return submissions.submit(make_command(config, verb, options, pack(config, Path(folder))), again)
 
 
-def make_command(config: RunConfig, verb: str, working_dir: Path) -> Command:
+def make_command(config: RunConfig, verb: str, options: Sequence[str], working_dir: Path) -> Command:
     """A verb as a cluster runs it. Credentials are not in it: the nodes have their own."""
     entry = "chain" if verb == "run" else verb
     user = os.environ.get("USER") or str(os.getuid())
     facts = {"run": config.train.out.name, "verb": verb, "user": user, "config": fingerprint(config)}
     return Command(
-        id=command_id(config, verb),
-        entrypoint=f"python -m jobs {entry} {CONFIG_NAME}",
+        id=command_id(config, verb, options),
+        entrypoint=shlex.join(["python", "-m", "jobs", entry, CONFIG_NAME, *options]),
         working_dir=working_dir,
         env={
             "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"),  # that of the cluster, which is looked at before
@@ -149,10 +154,10 @@ def make_command(config: RunConfig, verb: str, working_dir: Path) -> Command:
     )
 
 
-def command_id(config: RunConfig, verb: str) -> str:
-    """The same for the same run, verb and knobs: RUN-VERB-FINGERPRINT, of letters that an address may have."""
+def command_id(config: RunConfig, verb: str, options: Sequence[str] = ()) -> str:
+    """The same for the same run, verb, knobs and options: RUN-VERB-FINGERPRINT, of letters that an address may have."""
     run = re.sub(r"[^A-Za-z0-9._-]+", "-", config.train.out.name)[:60]
-    return f"{run}-{verb}-{fingerprint(config)}"
+    return f"{run}-{verb}-{fingerprint(config, options)}"
 
 
 def jobs_of(submissions: Submissions, config: RunConfig) -> list[Job]:
@@ -172,7 +177,7 @@ def _latest(submissions: Submissions, config: RunConfig) -> Job:
 def follow_job(submissions: Submissions, job: Job) -> int:
     """Show what a job writes until it is over, and return its exit code. Ctrl-C leaves the job alone."""
     try:
-        found = submissions.follow(job.id, lambda text: print(text, end="", flush=True))
+        found = submissions.follow(job.id, lambda text: print(printable_log(text), end="", flush=True))
     except KeyboardInterrupt:
         say(
             f"\n{job.id} goes on; see it with `latentmill logs --job {job.id} --follow`, "

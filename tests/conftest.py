@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import shutil
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,25 @@ TRAIN_OVERRIDES = [
 
 
 FAULTS = Path(__file__).parent / "faults"
-PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2  # <sys/prctl.h>, <linux/capability.h>
+PR_CAPBSET_DROP, CAPABILITY_VERSION = 24, 0x20080522  # <sys/prctl.h>, <linux/capability.h>
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_SYS_NICE = 1, 2, 23
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_real_time() -> None:
+    """SVT-AV1, which writes the AV1 of tests, makes the process of root that it runs in a real-time one.
+
+    So would be all that this starts from then on: busy loops of it, as DeepSpeed's look at the CPU, starve each other.
+    """
+    if sys.platform == "linux":
+        libc, header = ctypes.CDLL(None, use_errno=True), struct.pack("Ii", CAPABILITY_VERSION, 0)
+        sets = ctypes.create_string_buffer(24)
+        assert libc.capget(header, sets) == 0, os.strerror(ctypes.get_errno())
+        kept = [
+            word & ~(1 << CAP_SYS_NICE) if number < 3 else word for number, word in enumerate(struct.unpack("6I", sets))
+        ]
+        libc.prctl(PR_CAPBSET_DROP, CAP_SYS_NICE, 0, 0, 0)
+        assert libc.capset(header, struct.pack("6I", *kept)) == 0, os.strerror(ctypes.get_errno())
 
 
 @pytest.fixture(scope="session")

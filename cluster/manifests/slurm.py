@@ -1,4 +1,4 @@
-"""Slurm: facts -> a script for sbatch that starts Ray on the nodes it is given and runs the verb on the first."""
+"""Slurm: facts -> a script for sbatch that starts Ray on the nodes it is given and submits the verb to it."""
 
 from cluster.manifests.facts import Facts, Nodes
 
@@ -39,10 +39,13 @@ trap finish EXIT
 
 read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")  # the first node, where this script runs
 read -r ip _ < <(hostname -I)
-export RAY_ADDRESS="$ip:$((20000 + SLURM_JOB_ID % 20000))"  # jobs may share a node
+port=$((20000 + SLURM_JOB_ID % 3000 * 4))  # and three more of our own: jobs may share a node
+export RAY_ADDRESS="$ip:$port" RAY_API_SERVER_ADDRESS="http://127.0.0.1:$((port + 1))"
 node=(--block --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus={gpus} --labels={label} --disable-usage-stats)
+node+=(--dashboard-agent-listen-port=$((port + 2)))
+front=(--dashboard-host=127.0.0.1 --dashboard-port=$((port + 1)) --ray-client-server-port=$((port + 3)))
 srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \\
-  ray start --head --node-ip-address="$ip" --port="${{RAY_ADDRESS#*:}}" --dashboard-host=127.0.0.1 "${{node[@]}}" &
+  ray start --head --node-ip-address="$ip" --port="$port" "${{front[@]}}" "${{node[@]}}" &
 if (( SLURM_JOB_NUM_NODES > 1 )); then
   others=$((SLURM_JOB_NUM_NODES - 1))
   srun --overlap --nodes="$others" --ntasks="$others" --exclude="$head" \\
@@ -50,11 +53,14 @@ if (( SLURM_JOB_NUM_NODES > 1 )); then
 fi
 python -m cluster.gather "$SLURM_JOB_NUM_NODES" {start_s}
 
-python -m jobs {verb} "$state/run.toml" &
+python -m jobs submit {verb} "$state/run.toml" --follow &
 verb=$!
 again=
-trap 'again=yes; kill -TERM "$verb" 2>/dev/null || true' USR1
-trap 'kill -TERM "$verb" 2>/dev/null || true' TERM
+stop_verb() {{  # again and again: it may not be submitted yet
+  while kill -0 "$verb" 2>/dev/null; do python -m jobs stop "$state/run.toml" || true; sleep 1; done
+}}
+trap 'again=yes; stop_verb' USR1
+trap stop_verb TERM
 while kill -0 "$verb" 2>/dev/null; do wait "$verb" || true; done  # a signal ends the wait, and not the verb
 status=0
 wait "$verb" || status=$?

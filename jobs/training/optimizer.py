@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jobs.config import ConfigError, LearningRateSchedule, TrainConfig
+from jobs.config import ConfigError, TrainConfig
+from jobs.knobs import LearningRateSchedule
 from pipeline.storage import while_room
 
 STATES = ("exp_avg", "exp_avg_sq", "ema")  # of each element of the master weights, float32

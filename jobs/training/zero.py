@@ -3,7 +3,8 @@
 import sys
 from typing import Any
 
-from jobs.config import TrainConfig, ZeroName
+from jobs.config import TrainConfig
+from jobs.knobs import ZeroName
 
 MAX_BUCKET_ELEMENTS = 200_000_000  # DeepSpeed allocates its buckets whole, so a small model gets small ones
 CPU = {"device": "cpu", "pin_memory": True}

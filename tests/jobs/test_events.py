@@ -8,6 +8,7 @@ import pytest
 from jobs import events
 from jobs.events import Events, NewEvents, read_events
 from pipeline.location import Place, place_of
+from pipeline.storage import list_files, size_of
 from tests.object_store import Bucket
 
 
@@ -47,6 +48,17 @@ def test_a_store_is_not_given_every_line_at_once(store: Bucket, monkeypatch: pyt
     assert len(store.asked("PUT")) <= 1
     encode.write("done")
     assert len(store.asked("PUT")) <= 2
+
+
+def test_a_long_log_in_a_store_is_put_a_part_at_a_time(store: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "FILE_BYTES", 1000)
+    place = place_of(store.uri("long")) / "events.jsonl"
+    encode = Events(place, "encode")
+    for number in range(50):
+        encode.write("shard", shard=number)
+    assert [one["shard"] for one in NewEvents(place).read()] == list(range(50))
+    sizes = [size_of(part) or 0 for part in list_files(place.parent / "events", ".jsonl")]
+    assert len(sizes) > 3 and max(sizes) < 1200
 
 
 def test_a_line_that_a_crash_left_torn_is_passed_over(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from jobs.__main__ import app, main
 from jobs.config import RunConfig
@@ -72,7 +74,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_verb_is_there_and_explains_itself(call: Call, capsys: pytest.CaptureFixture) -> None:
-    assert {command.name or command.callback.__name__ for command in app.registered_commands} == set(VERBS)  # pyright: ignore
+    commands: Any = get_command(app)
+    assert set(commands.commands) - {"quarantine"} == set(VERBS)
     for verb in VERBS:
         assert call(verb, "--help") == 0
         assert len(capsys.readouterr().out) > 200

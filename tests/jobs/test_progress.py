@@ -7,7 +7,7 @@ import pytest
 
 from jobs.config import RunConfig
 from jobs.events import Events, read_events
-from jobs.progress import progress, say, show_quarantine
+from jobs.progress import printable_log, progress, say, show_quarantine
 from pipeline.records import Quarantined
 
 
@@ -59,3 +59,9 @@ def test_what_a_terminal_would_obey_is_shown(evil: str, capsys: pytest.CaptureFi
     told = capsys.readouterr().out
     assert not set(told) & set("\x1b\x07\x9b\r\u202e\x7f")
     assert ascii(evil)[1:-1] in told and "ünï 🎬\n" in told
+
+
+def test_a_log_keeps_its_colours_and_nothing_else_that_a_terminal_obeys() -> None:
+    log = "\x1b[36m(Encoder)\x1b[0m 5%\r10%\na\tb \x1b]0;title\x07 \x1b[2J \u202eend\n"
+    shown = "\x1b[36m(Encoder)\x1b[0m 5%\r10%\na\tb \\x1b]0;title\\x07 \\x1b[2J \\u202eend\n"
+    assert printable_log(log) == shown

@@ -24,8 +24,10 @@ def shard(second: float, number: int, failed: tuple[str, ...] = (), **stages: fl
     return event(second, "encode", "shard", shard=f"64x64/{number}", failed=list(failed), **costs)
 
 
-def began(second: float, verb: str, job: str = "a", host: str = "elsewhere", pid: int = 1) -> dict[str, Any]:
-    return event(second, verb, "began", id=job, host=host, pid=pid)
+def began(
+    second: float, verb: str, job: str = "a", host: str = "elsewhere", pid: int = 1, **facts: str
+) -> dict[str, Any]:
+    return event(second, verb, "began", id=job, host=host, pid=pid, **facts)
 
 
 def ended(second: float, verb: str, job: str = "a", outcome: str = "done") -> dict[str, Any]:
@@ -56,6 +58,13 @@ def test_a_job_whose_process_is_not_there_was_killed() -> None:
     assert standing(began(1, "encode", host=here, pid=over.pid)).state("encode")[0] == "killed"
     assert standing(began(1, "encode", host=here, pid=os.getpid())).state("encode")[0] == "running"
     assert standing(began(1, "encode", pid=over.pid)).state("encode")[0] == "running"  # not for us to see
+
+
+def test_a_job_that_its_cluster_knows_to_be_over_is_killed_unless_it_told_its_end() -> None:
+    found = standing(began(1, "encode", submission="one"), began(2, "text", submission="two"), ended(3, "text"))
+    assert (found.state("encode")[0], found.state("text")[0]) == ("running", "done")
+    found.over = frozenset({"one", "two"})
+    assert (found.state("encode")[0], found.state("text")[0]) == ("killed", "done")
 
 
 def test_shards_are_counted_once_from_what_the_last_start_found() -> None:

@@ -81,6 +81,16 @@ def test_a_verb_runs_once_and_its_log_and_exit_code_come_through(
     assert (began["submission"], ended["submission"], ended["exit_code"]) == (job.id, job.id, 3)
 
 
+def test_a_verb_has_its_own_options_on_the_cluster_too(
+    head: Head, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = cache_config(tmp_path / "videos.csv", tmp_path, f"cluster.address={head.dashboard}")
+    assert submit.submit(config, "encode", ["--limit", "-1", "--only", "a b"], follow=True) == 2
+    assert "Invalid value for '--limit'" in capsys.readouterr().out
+    [job] = submit.jobs_of(submit.connect(config), config)
+    assert job.entrypoint == "python -m jobs encode run.toml --limit -1 --only 'a b'"
+
+
 @pytest.mark.parametrize("address", ["auto", "127.0.0.1:6379", "ray://127.0.0.1:10001"])
 @pytest.mark.parametrize("by", ["cluster.address", "RAY_ADDRESS"])
 def test_jobs_are_not_submitted_to_what_is_no_dashboard(
@@ -100,12 +110,13 @@ def test_only_verbs_that_are_worth_a_cluster_are_submitted(tmp_path: Path) -> No
 
 
 def test_a_job_has_the_name_of_its_run_its_verb_and_its_knobs(tmp_path: Path) -> None:
-    def name(*more: str, verb: str = "encode") -> str:
-        return submit.command_id(cache_config(tmp_path / "videos.csv", tmp_path, *more), verb)
+    def name(*more: str, verb: str = "encode", options: tuple[str, ...] = ()) -> str:
+        return submit.command_id(cache_config(tmp_path / "videos.csv", tmp_path, *more), verb, options)
 
     assert name().startswith("run-encode-")
     assert name() == name("cluster.address=http://elsewhere:8265")
-    assert len({name(), name("train.lr=0.5"), name(verb="train")}) == 3
+    others = [name("train.lr=0.5"), name(verb="train"), name(options=("--limit", "3")), name(options=("--limit", "4"))]
+    assert len({name(), *others}) == 5
     assert name(f"train.out={tmp_path}/my run #1").startswith("my-run-1-encode-")
 
 
@@ -113,12 +124,12 @@ def test_no_credential_of_this_machine_is_in_a_job(tmp_path: Path, monkeypatch: 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "not-for-other-eyes")
     config = cache_config(tmp_path / "videos.csv", tmp_path)
-    assert "-eyes" not in repr(submit.make_command(config, "encode", tmp_path))
+    assert "-eyes" not in repr(submit.make_command(config, "encode", (), tmp_path))
 
 
 def test_a_job_may_take_as_long_to_stop_as_the_cluster_section_says(tmp_path: Path) -> None:
     config = cache_config(tmp_path / "videos.csv", tmp_path, "cluster.grace_s=77")
-    assert submit.make_command(config, "train", tmp_path).env["RAY_JOB_STOP_WAIT_TIME_S"] == "77"
+    assert submit.make_command(config, "train", (), tmp_path).env["RAY_JOB_STOP_WAIT_TIME_S"] == "77"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import fields, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,11 @@ def test_a_tar_that_is_gone_stops_the_run(cache: Cache, column: str, num_threads
 
 
 def test_it_works_in_the_processes_of_a_plain_dataloader(cache: Cache) -> None:
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:  # forking this one, with its threads, may hang
+        fresh.submit(read_in_processes, cache).result()
+
+
+def read_in_processes(cache: Cache) -> None:
     reader, steps = BatchReader(open_set(cache)), [whole(1, 2, 8), whole(14), whole(3, 3)]
     wanted = [reader.__getitems__(slots) for slots in steps]
     loader: Any = DataLoader(

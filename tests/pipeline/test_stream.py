@@ -3,6 +3,8 @@
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,12 @@ def keys(samples: Any) -> list[str]:
 
 
 def with_workers(pipeline: Any, num_workers: int, context: str) -> Rows:
+    """Read in a process of its own: forking this one, with its threads, may hang."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        return fresh.submit(read_all, pipeline, num_workers, context).result()
+
+
+def read_all(pipeline: Any, num_workers: int, context: str) -> Rows:
     return list(DataLoader(pipeline, batch_size=None, num_workers=num_workers, multiprocessing_context=context))
 
 
@@ -149,7 +157,7 @@ def test_spawned_workers_of_a_dataloader_read_a_cache_in_a_store(cached: RunConf
 def test_a_forked_worker_says_that_it_cannot_read_from_a_store(bucket: Bucket) -> None:
     pipeline = stream(bucket.uri("cache"))
     with pytest.raises(Refused, match=r'forked process.*multiprocessing_context="spawn"'):
-        with_workers(pipeline, 1, "fork")
+        read_all(pipeline, 1, "fork")
 
 
 def test_a_cache_that_is_none_yet_or_has_no_index_is_refused(cache: Cache, tmp_path: Path) -> None:

@@ -13,7 +13,11 @@ import pytest
 
 from cluster.manifests.facts import Facts
 from cluster.manifests.slurm import slurm_script
+from jobs.cluster_facts import describe_cluster
+from jobs.training.committed import list_committed
+from jobs.training.metrics import read_metrics
 from tests.cluster_facts import DECODE, GPU, TRAIN, VARIANTS, options_of_ray, some_facts
+from tests.conftest import cache_config
 
 SRUN = """\
 #!/bin/bash
@@ -30,7 +34,7 @@ echo "scontrol $*" >> "$PLAYED/calls"
 if [ "$1" = show ]; then printf 'node1\\nnode2\\nnode3\\n'; fi
 """
 HOSTNAME = "#!/bin/bash\necho 10.0.0.1 fe80::1\n"
-# The verb: ends with VERB_CODE, or where that is empty works until it is told to stop, and takes a while over it.
+# The verb ends with VERB_CODE, or where that is empty when it is told to stop, over which it takes a while.
 PYTHON = """\
 #!/bin/bash
 case "$1 $2" in
@@ -38,14 +42,27 @@ case "$1 $2" in
     while [ "$(wc -l < "$PLAYED/pids")" -lt "$SRUNS" ]; do sleep 0.02; done
     echo "python $*" >> "$PLAYED/calls"; exit "$GATHER_CODE" ;;
   "-m jobs")
-    trap 'echo "verb told to stop" >> "$PLAYED/calls"; sleep 0.3; exit 143' TERM
-    cp "$4" "$PLAYED/run.toml"
-    echo "python $1 $2 $3 run.toml at $RAY_ADDRESS" >> "$PLAYED/calls"
+    if [ "$3" = stop ]; then echo "verb told to stop" >> "$PLAYED/calls"; exit; fi
+    cp "$5" "$PLAYED/run.toml"
+    echo "python $1 $2 $3 $4 run.toml $6 at $RAY_API_SERVER_ADDRESS" >> "$PLAYED/calls"
     if [ -n "$VERB_CODE" ]; then exit "$VERB_CODE"; fi
-    for _ in $(seq 500); do sleep 0.02; done ;;
+    until grep -q "told to stop" "$PLAYED/calls"; do sleep 0.02; done
+    sleep 0.3; exit 143 ;;
   *) exec REAL_PYTHON "$@" ;;
 esac
 """
+# Nodes that are this machine, with what is installed here.
+REAL = {
+    "srun": """\
+#!/bin/bash
+echo $$ >> "$PLAYED/pids"
+while [ "$1" != start ]; do shift; done
+exec REAL_PYTHON -m ray.scripts.scripts "$@" --min-worker-port=0 --max-worker-port=0
+""",
+    "hostname": "#!/bin/bash\necho 127.0.0.1\n",
+    "python": '#!/bin/bash\nexec REAL_PYTHON "$@"\n',
+}
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass
@@ -63,9 +80,9 @@ class Allocation:
         environment = {**self.environment, **own}
         return subprocess.Popen(["bash", str(script)], env=environment, text=True, stderr=subprocess.PIPE)
 
-    def run(self, facts: Facts, num_nodes: int = 3, **played: str) -> int:
+    def run(self, facts: Facts, num_nodes: int = 3, within_s: float = 20, **played: str) -> int:
         process = self.start(facts, num_nodes, **played)
-        process.communicate(timeout=20)
+        process.communicate(timeout=within_s)
         return process.returncode
 
     def calls(self) -> list[str]:
@@ -147,12 +164,15 @@ def test_ray_is_started_on_all_nodes_before_the_verb(slurm: Allocation) -> None:
     assert "--overlap --nodes=1 --ntasks=1 --nodelist=node1 ray start" in head
     assert "--overlap --nodes=2 --ntasks=2 --exclude=node1 ray start" in others
     first, joining = (options_of_ray(call[call.index("ray start") :]) for call in (head, others))
-    assert first["head"] and (first["node_ip_address"], first["port"]) == ("10.0.0.1", 20007)
+    assert first["head"] and (first["node_ip_address"], first["port"]) == ("10.0.0.1", 20028)
     assert first["dashboard_host"] == "127.0.0.1"
-    assert joining["address"] == "10.0.0.1:20007"
+    ports = ("port", "dashboard_port", "dashboard_agent_listen_port", "ray_client_server_port")
+    assert {first[port] for port in ports} == {20028, 20029, 20030, 20031}
+    assert joining["address"] == "10.0.0.1:20028"
     for one in (first, joining):
         assert (one["block"], one["num_cpus"], one["num_gpus"], one["labels"]) == (True, 32, 4, "stage=encode")
-    assert calls[3:] == ["python -m cluster.gather 3 300", "python -m jobs encode run.toml at 10.0.0.1:20007"]
+    submitted = f"python -m jobs submit encode run.toml --follow at http://127.0.0.1:{first['dashboard_port']}"
+    assert calls[3:] == ["python -m cluster.gather 3 300", submitted]
     assert (slurm.folder / "run.toml").read_text() == some_facts().run_toml
     assert slurm.leftovers() == []
 
@@ -184,11 +204,11 @@ def test_the_verb_is_told_to_stop_and_the_job_comes_back_where_only_time_was_ove
     slurm: Allocation, told: signal.Signals, comes_back: bool
 ) -> None:
     process = slurm.start(some_facts(verb="train"), num_nodes=3, VERB_CODE="")
-    slurm.wait_for("-m jobs train")
+    slurm.wait_for("-m jobs submit train")
     process.send_signal(told)
     process.communicate(timeout=20)
     assert process.returncode == 143  # what the verb ended with, once it had written its checkpoint
-    assert [call for call in slurm.calls() if call == "verb told to stop"] == ["verb told to stop"]
+    assert "verb told to stop" in slurm.calls()
     assert (slurm.calls()[-1] == "scontrol requeue 7") is comes_back
     assert slurm.leftovers() == []
 
@@ -196,4 +216,29 @@ def test_the_verb_is_told_to_stop_and_the_job_comes_back_where_only_time_was_ove
 def test_nodes_that_do_not_come_end_the_job(slurm: Allocation) -> None:
     assert slurm.run(some_facts(), GATHER_CODE="1") == 1
     assert not any("-m jobs" in call for call in slurm.calls())
+    assert slurm.leftovers() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [None, signal.SIGUSR1])
+def test_a_real_ray_is_started_and_takes_the_verb_as_a_job(
+    slurm: Allocation, shapes: Path, tmp_path: Path, told: signal.Signals | None
+) -> None:
+    for name, text in REAL.items():
+        (tmp_path / "bin" / name).write_text(text.replace("REAL_PYTHON", sys.executable))
+    slurm.environment |= {"SLURM_CPUS_PER_TASK": "2", "SLURM_JOB_ID": str(os.getpid()), "PYTHONPATH": str(ROOT)}
+    config = cache_config(shapes, tmp_path, "train.steps=100000", "cluster.gpus_per_node=0")
+    facts = describe_cluster(config, "run")
+    if told is None:
+        assert slurm.run(replace(facts, verb="scan"), num_nodes=1, within_s=120) == 0
+        assert config.cache.manifest.exists()
+    else:
+        process = slurm.start(facts, num_nodes=1)
+        while not read_metrics(config.train.out / "metrics.jsonl"):
+            assert process.poll() is None
+            time.sleep(0.5)
+        process.send_signal(told)
+        process.communicate(timeout=120)
+        assert process.returncode == 143
+        assert list_committed(config.train.out / "checkpoints")
     assert slurm.leftovers() == []

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jobs.config import TrainConfig, ZeroName
+from jobs.config import TrainConfig
+from jobs.knobs import ZeroName
 from jobs.training import checkpoint
 from jobs.training.engine import Engine
 from jobs.training.optimizer import ema_decay, learning_rate

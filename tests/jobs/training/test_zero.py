@@ -4,7 +4,8 @@ from typing import Any, get_args
 
 import pytest
 
-from jobs.config import TrainConfig, ZeroName
+from jobs.config import TrainConfig
+from jobs.knobs import ZeroName
 from jobs.training.zero import MAX_BUCKET_ELEMENTS, ZERO, deepspeed_config, is_offloaded
 
 CPU = {"device": "cpu", "pin_memory": True}

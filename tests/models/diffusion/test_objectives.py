@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.config import Objective as Name
+from jobs.knobs import Objective as Name
 from models.diffusion import iddpm, rectified_flow
 from models.diffusion.objectives import OBJECTIVES, Objective
 from models.diffusion.rectified_flow import Given
