@@ -7,13 +7,14 @@ from typing import Any
 
 import ray
 
-from jobs.config import DataConfig, RecipeConfig, RunConfig
+from jobs.config import RunConfig
 from jobs.decode import NODE_LOST, PROCESS_LOST, reader_limits
 from jobs.enter import enter
 from jobs.events import Events
 from jobs.placement import ask_decoding, least_cpus, room
 from jobs.progress import progress, say
-from pipeline.errors import BadVideo, Refused
+from jobs.read_files import read_files
+from pipeline.errors import Refused
 from pipeline.manifest import (
     Journal,
     Manifest,
@@ -28,8 +29,7 @@ from pipeline.manifest import (
 from pipeline.quarantine import too_many
 from pipeline.recipe import read_recipe
 from pipeline.records import Quarantined, Source
-from pipeline.sandbox import Sandbox, sandbox_here
-from pipeline.scan import drop_duplicates, examine, why_not
+from pipeline.scan import drop_duplicates
 from pipeline.sources import Found, list_sources
 
 FILES_PER_TASK = 8  # at the most
@@ -44,7 +44,7 @@ def scan(config: RunConfig) -> int:
     or gone that it must be a disk or the network.
     """
     cache, data = config.cache, config.data
-    settings = Settings(data.identity, config.recipe.scenes, config.recipe.scene_threshold)
+    settings = _settings(config)
     _check_scenes(config)
     found = list_sources(data.source, data.caption_from_name, data.images)
     before = read_scanned(cache, settings)
@@ -57,6 +57,10 @@ def scan(config: RunConfig) -> int:
     journal.remove()
     _report(config, manifest, found, len(known))
     return len(manifest.quarantined)
+
+
+def _settings(config: RunConfig) -> Settings:
+    return Settings(config.data.identity, config.recipe.scenes, config.recipe.scene_threshold)
 
 
 def _check_scenes(config: RunConfig) -> None:
@@ -165,7 +169,7 @@ def _read(config: RunConfig, sources: Sequence[Source]) -> Iterator[list[Outcome
         return
     found = enter(config, "scan", num_cpus=least_cpus(config))  # `run` encodes on the same Ray
     ask = ask_decoding(config, found, "scan")
-    read = read_files.options(**ask.options)
+    read, settings, limits = read_files.options(**ask.options), _settings(config), reader_limits(config.data)
     slots = TASKS_PER_CPU * max(1, room(ask, found.possible))
     num_files = max(1, min(FILES_PER_TASK, len(sources) // slots))
     waiting = deque(_Task(tuple(sources[at : at + num_files]), 1) for at in range(0, len(sources), num_files))
@@ -174,7 +178,7 @@ def _read(config: RunConfig, sources: Sequence[Source]) -> Iterator[list[Outcome
         while waiting or running:
             while waiting and len(running) < slots:
                 task = waiting.popleft()
-                running[read.remote(task.sources, config.data, config.recipe)] = task
+                running[read.remote(task.sources, settings, limits)] = task
             [done], _ = ray.wait(list(running), num_returns=1)
             task = running.pop(done)
             try:
@@ -191,18 +195,3 @@ def _read(config: RunConfig, sources: Sequence[Source]) -> Iterator[list[Outcome
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
-
-
-@ray.remote(max_retries=0)
-def read_files(sources: tuple[Source, ...], data: DataConfig, recipe: RecipeConfig) -> list[Outcome]:
-    """Examine some files, each in the sandbox of this worker."""
-    sandbox = sandbox_here(reader_limits(data))
-    return [_read_one(source, data, recipe, sandbox) for source in sources]
-
-
-def _read_one(source: Source, data: DataConfig, recipe: RecipeConfig, sandbox: Sandbox) -> Outcome:
-    try:
-        video, scenes = examine(source, data.identity, recipe.scenes, recipe.scene_threshold, sandbox)
-        return video, tuple(scenes)
-    except (BadVideo, OSError) as error:
-        return why_not(source, error)

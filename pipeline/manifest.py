@@ -7,8 +7,10 @@ from itertools import groupby
 
 from pipeline.cache import Cache
 from pipeline.errors import Refused
+from pipeline.identity import Identity
 from pipeline.location import Place
 from pipeline.quarantine import set_aside
+from pipeline.recipe import Scenes
 from pipeline.records import Quarantined, Scene, Source, Video
 from pipeline.storage import publish, sweep_folder
 from pipeline.tables import read_metadata, read_records, write_records
@@ -28,8 +30,8 @@ def state_of(file: Source | Video | Quarantined) -> State:
 class Settings:
     """What decides the ids of videos, and their scenes."""
 
-    identity: str
-    scenes: str
+    identity: Identity
+    scenes: Scenes
     threshold: float | None
 
     def footer(self) -> dict[str, str]:

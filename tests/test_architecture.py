@@ -1,6 +1,8 @@
 """The floors hold: imports point down, and each third-party package has its home."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,10 @@ FLOORS = {  # what each folder may import of ours
 }
 HOMES = {  # the only places, as folders or files, that may import a package
     "deepspeed": {f"jobs/training/{name}.py" for name in ("engine", "machine", "optimizer", "zero_state")},
-    "ray": {"cluster", "jobs/decode.py", "jobs/encode.py", "jobs/scan.py", "jobs/text.py", "jobs/verify.py"},
+    "ray": {
+        *("cluster", "jobs/decode.py", "jobs/encode.py", "jobs/read_files.py", "jobs/scan.py", "jobs/text.py"),
+        "jobs/verify.py",
+    },
     "decord": {"pipeline/decord_reader.py"},
     "av": {"pipeline/container.py", "pipeline/av_reader.py", "jobs/mp4.py"},
     "scenedetect": {"pipeline/scenes.py"},
@@ -145,3 +150,10 @@ def test_readers_are_told_to_run_no_code() -> None:
             if called == "torch.load" and "weights_only" not in given:
                 wrong.append("weights_only")
             assert not wrong, f"{name_of(path)}:{call.lineno}"
+
+
+@pytest.mark.parametrize("module", ["jobs.read_files", "jobs.decode", "pipeline.sandbox_process"])
+def test_what_reads_videos_does_without_torch(module: str) -> None:
+    """As many processes of them as a cluster has CPUs: torch would cost each a second and 200 MB."""
+    ask = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", ask], cwd=ROOT).returncode == 0

@@ -164,6 +164,7 @@ def test_an_edited_caption_touches_text_alone(local_ray: None, tmp_path: Path) -
     assert "another bar" in captions and "bar number 3" not in captions
 
 
+@pytest.mark.slow  # test_bad_inputs.py has many more
 def test_bad_videos_are_quarantined_with_their_reason_and_the_others_cached(local_ray: None, tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     for seed in range(3):

@@ -112,6 +112,7 @@ def divide_by_zero(argument: dict[str, Any]) -> None:
     dist.barrier()
 
 
+@pytest.mark.slow
 def test_a_final_failure_is_raised_and_not_tried_again(local_ray: None, tmp_path: Path) -> None:
     failures: list[str] = []
     with pytest.raises(ZeroDivisionError, match="of rank 1"):

@@ -130,6 +130,7 @@ def latents_of(config: RunConfig, sample: Sample) -> np.ndarray:
     return read_array(TarReader(config.cache.latents).read(sample.shard, member))
 
 
+@pytest.mark.slow
 def test_drift_is_told_and_stops_nothing(
     shapes: Path, local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,6 +81,7 @@ def test_a_verb_runs_once_and_its_log_and_exit_code_come_through(
     assert (began["submission"], ended["submission"], ended["exit_code"]) == (job.id, job.id, 3)
 
 
+@pytest.mark.slow
 def test_a_verb_has_its_own_options_on_the_cluster_too(
     head: Head, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
