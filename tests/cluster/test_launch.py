@@ -53,6 +53,7 @@ def attempt(folder: Path) -> int:
 def die_then_be_terminated(argument: dict[str, Any]) -> tuple[str | None, int]:
     """Rank 1 is killed at first, and sent SIGTERM the second time; returns why all stopped, and at which step."""
     number, step = attempt(argument["folder"]), 0
+    dist.barrier()  # both have begun
     if dist.get_rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL if number == 1 else signal.SIGTERM)
     while True:
