@@ -128,6 +128,13 @@ def test_no_credential_of_this_machine_is_in_a_job(tmp_path: Path, monkeypatch: 
     assert "-eyes" not in repr(submit.make_command(config, "encode", (), tmp_path))
 
 
+def test_a_job_is_given_the_options_of_its_verb(tmp_path: Path) -> None:
+    command = submit.make_command(
+        cache_config(tmp_path / "videos.csv", tmp_path), "encode", ["--only", "a b"], tmp_path
+    )
+    assert command.entrypoint == "python -m jobs encode run.toml --only 'a b'"
+
+
 def test_a_job_may_take_as_long_to_stop_as_the_cluster_section_says(tmp_path: Path) -> None:
     config = cache_config(tmp_path / "videos.csv", tmp_path, "cluster.grace_s=77")
     assert submit.make_command(config, "train", (), tmp_path).env["RAY_JOB_STOP_WAIT_TIME_S"] == "77"

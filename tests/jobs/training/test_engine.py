@@ -301,5 +301,6 @@ def step_on_nothing(presets: list[ZeroName]) -> list[tuple[float, int, bool]]:
     return told
 
 
-def test_a_gradient_that_is_no_number_updates_nothing() -> None:
-    assert run_ranks(2, step_on_nothing, PRESETS)[0] == [(float("inf"), 2, True)] * len(PRESETS)
+@pytest.mark.parametrize("presets", [PRESETS, pytest.param(["zero1"], marks=pytest.mark.slow)])
+def test_a_gradient_that_is_no_number_updates_nothing(presets: list[ZeroName]) -> None:
+    assert run_ranks(2, step_on_nothing, presets)[0] == [(float("inf"), 2, True)] * len(presets)
