@@ -25,6 +25,7 @@ from tests.many_nodes import Nodes, encoders, end, is_writing, pid_of, play, wai
 from tests.networks import IN_TIME, PINGS, Network, why_not
 
 COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+HEAD = "ray.head.default"  # what the provider calls it: with another name a second one comes, again and again
 Happening = Callable[[Nodes, Future[int]], str]
 
 
@@ -113,7 +114,7 @@ def test_nodes_come_and_go(
 
 @contextmanager
 def growing(folder: Path) -> Any:
-    """The address of a head alone, whose autoscaler may start two nodes of two CPUs on this machine."""
+    """The address and process of a head alone, whose autoscaler may start two nodes of two CPUs on this machine."""
     ports = dict(zip(("port", "dashboard-agent-listen-port", "ray-client-server-port"), free_ports(3), strict=True))
     address = f"127.0.0.1:{ports['port']}"
     plain = {"node_config": {}, "min_workers": 0}
@@ -130,10 +131,10 @@ def growing(folder: Path) -> Any:
             "gcs_address": address,
         },
         "available_node_types": {
-            "head": {**plain, "resources": {"CPU": 0}, "max_workers": 0},
+            HEAD: {**plain, "resources": {"CPU": 0}, "max_workers": 0},
             "work": {**plain, "resources": {"CPU": 2}, "max_workers": 2},
         },
-        "head_node_type": "head",
+        "head_node_type": HEAD,
         **{name: {} for name in ("auth", "docker", "file_mounts")},
         **{f"{name}_commands": [] for name in COMMANDS},
         **{name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
@@ -148,21 +149,37 @@ def growing(folder: Path) -> Any:
         head = psutil.Popen(command, stdout=log, stderr=log)
     try:
         wait_until(lambda: runtime.listens(address))
-        yield address
+        yield address, head.pid
     finally:
         end(head)
 
 
 def encode_growing(config: RunConfig, folder: Path) -> tuple[int, int]:
-    """The exit code of encoding on what an autoscaler starts, and how many nodes those were."""
+    """The exit code of encoding on what an autoscaler starts, and how many nodes those were.
+
+    The encoder of the first one stands still until the second one is there: all could be done before.
+    """
     actors.LOOK_EVERY_S = 1.0
-    with growing(folder) as address:
+    with growing(folder) as (address, pid), ThreadPoolExecutor(1) as thread:
         ray.init(address, log_to_driver=False)
-        quarantined = encode(config)
+        encoding = thread.submit(encode, config)
+        wait_until(lambda: is_writing(pid), encoding)
+        writers = encoders(pid)
+        for one in writers:
+            one.suspend()
+        wait_until(lambda: num_started() == 2, encoding)
+        for one in writers:
+            one.resume()
+        quarantined = encoding.result()
         text(config)
-        started = sum(bool(node["Resources"].get("CPU")) for node in ray.nodes())
+        started = num_started()
         ray.shutdown()
     return quarantined, started
+
+
+def num_started() -> int:
+    """Nodes besides the head."""
+    return sum(bool(node["Resources"].get("CPU")) for node in ray.nodes())
 
 
 @pytest.mark.slow
