@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import ray
 
-ENCODER = "ray::ShardEncoder"
+ENCODER, DECODER = "ray::ShardEncoder", "ray::decode"
 
 
 def play(scene: Callable[..., Any], folder: Path, *arguments: Any, **environment: str) -> Any:
@@ -69,17 +69,17 @@ def pid_of(node: Any) -> int:
     return node.all_processes["raylet"][0].process.pid
 
 
-def encoders(pid: int) -> list[psutil.Process]:
-    """Those below a process."""
+def workers(pid: int, title: str) -> list[psutil.Process]:
+    """Those below a process that are at this."""
     with suppress(psutil.Error):
-        return [process for process in psutil.Process(pid).children(recursive=True) if ENCODER in _title(process)]
+        return [process for process in psutil.Process(pid).children(recursive=True) if title in _title(process)]
     return []
 
 
 def is_writing(pid: int) -> bool:
     """Whether an encoder below a process has begun a shard that it has not ended."""
     with suppress(psutil.Error):
-        return any(file.path.endswith(".tmp") for process in encoders(pid) for file in process.open_files())
+        return any(file.path.endswith(".tmp") for process in workers(pid, ENCODER) for file in process.open_files())
     return False
 
 

@@ -21,7 +21,7 @@ from jobs.shapes import make_shapes
 from jobs.text import text
 from tests.conftest import before_encoding, cache_config, digests, fill_cache
 from tests.head import free_ports
-from tests.many_nodes import Nodes, encoders, end, is_writing, pid_of, play, wait_until
+from tests.many_nodes import DECODER, ENCODER, Nodes, end, is_writing, pid_of, play, wait_until, workers
 from tests.networks import IN_TIME, PINGS, Network, why_not
 
 COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
@@ -157,18 +157,22 @@ def growing(folder: Path) -> Any:
 def encode_growing(config: RunConfig, folder: Path) -> tuple[int, int]:
     """The exit code of encoding on what an autoscaler starts, and how many nodes those were.
 
-    The encoder of the first one stands still until the second one is there: all could be done before.
+    Whoever decodes stands still until two are there: otherwise all may be done before.
     """
     actors.LOOK_EVERY_S = 1.0
     with growing(folder) as (address, pid), ThreadPoolExecutor(1) as thread:
         ray.init(address, log_to_driver=False)
         encoding = thread.submit(encode, config)
-        wait_until(lambda: is_writing(pid), encoding)
-        writers = encoders(pid)
-        for one in writers:
-            one.suspend()
-        wait_until(lambda: num_started() == 2, encoding)
-        for one in writers:
+        halted: set[psutil.Process] = set()
+
+        def both_are_there() -> bool:
+            for one in workers(pid, DECODER):
+                one.suspend()
+                halted.add(one)
+            return num_started() == 2
+
+        wait_until(both_are_there, encoding)
+        for one in halted:
             one.resume()
         quarantined = encoding.result()
         text(config)
@@ -196,7 +200,7 @@ def cut_one_off(network: Network, encoding: Future[int]) -> dict[str, float]:
     """In the middle of a shard; when it comes back it has been given up, and ends itself. Seconds that these took."""
     machine = network.machines[0]
     wait_until(lambda: is_writing(machine.node.pid), encoding)
-    writers = encoders(machine.node.pid)
+    writers = workers(machine.node.pid, ENCODER)
     network.cut(machine)
     seen_s = wait_until(lambda: machine.address not in addresses())
     time.sleep(1.0)
