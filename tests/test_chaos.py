@@ -51,7 +51,7 @@ SCENES = {
     "text": Scene("text", "encoded"),
     "text with an edited caption": Scene("text", "to be captioned again"),
 }
-USUAL = {("store", "encode a mended video")} | {("disk", name) for name in ("plan", "encode without a bad video")}
+USUAL = {("store", "encode a mended video"), ("disk", "encode without a bad video")}
 
 
 def words(videos: Path, cache: str) -> list[str]:

@@ -61,7 +61,7 @@ def test_a_node_is_lost_in_the_middle_of_a_shard(
     cached: RunConfig, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     config = before_encoding(cached, tmp_path)
-    assert play(encode_meanwhile, tmp_path_factory.mktemp("n"), config, 2, one_is_lost) == (0, "one")
+    assert play(encode_meanwhile, tmp_path_factory.mktemp("n"), config, 2, one_is_lost, **IN_TIME) == (0, "one")
     assert digests(config.cache.root) == digests(cached.cache.root)
 
 
@@ -108,7 +108,7 @@ def test_nodes_come_and_go(
     long: RunConfig, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, number: int, happens: Any, told: str
 ) -> None:
     config = before_encoding(long, tmp_path)
-    assert play(encode_meanwhile, tmp_path_factory.mktemp("n"), config, number, happens) == (0, told)
+    assert play(encode_meanwhile, tmp_path_factory.mktemp("n"), config, number, happens, **IN_TIME) == (0, told)
     assert digests(config.cache.root) == digests(long.cache.root)
 
 

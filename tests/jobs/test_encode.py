@@ -68,6 +68,7 @@ def test_every_clip_is_cached_with_its_look(cached: RunConfig) -> None:
         assert (sample.dark, sample.static) == (sample.luminance < DARK, sample.motion < STATIC)
 
 
+@pytest.mark.slow  # what is dark and what is still: tests/pipeline/test_look.py
 def test_dark_and_still_clips_are_marked_and_images_are_not_called_still(local_ray: None, tmp_path: Path) -> None:
     light = np.full((17, 64, 64, 3), 200, np.uint8)
     write_mp4(tmp_path / "videos" / "still.mp4", light, 8)

@@ -81,7 +81,7 @@ def planned(cached: RunConfig, tmp_path: Path) -> RunConfig:
     "spoil, named",
     [
         (make_vae_expect_0_to_1(), r"taken as pixels in \[0, 1\]"),
-        (make_pixels_0_to_255(), r"taken as pixels in \[0, 255\]"),
+        pytest.param(make_pixels_0_to_255(), r"taken as pixels in \[0, 255\]", marks=pytest.mark.slow),
     ],
     ids=["vae", "frames"],
 )
