@@ -85,6 +85,7 @@ def test_a_deleted_shard_comes_back_the_same(cached: RunConfig, tmp_path: Path) 
     assert digests(root) == before
 
 
+@pytest.mark.slow  # test_chaos.py kills before every effect
 def test_kill_minus_nine_while_encoding_costs_nothing_but_time(cached: RunConfig, tmp_path: Path) -> None:
     shards = len(list(local(cached.cache.latents).rglob("*.parquet")))
     for attempt in range(5):  # a machine that stalls may finish the job before it is killed

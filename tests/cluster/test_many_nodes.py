@@ -26,6 +26,11 @@ from tests.networks import IN_TIME, PINGS, Network, why_not
 
 COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 HEAD = "ray.head.default"  # what the provider calls it: with another name a second one comes, again and again
+SOON = {  # a process that is gone is missed in seconds; one that is only slow has as long as ever
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_initial_delay_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
 Happening = Callable[[Nodes, Future[int]], str]
 
 
@@ -61,7 +66,7 @@ def test_a_node_is_lost_in_the_middle_of_a_shard(
     cached: RunConfig, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     config = before_encoding(cached, tmp_path)
-    assert play(encode_meanwhile, tmp_path_factory.mktemp("n"), config, 2, one_is_lost, **IN_TIME) == (0, "one")
+    assert play(encode_meanwhile, tmp_path_factory.mktemp("n"), config, 2, one_is_lost, **SOON) == (0, "one")
     assert digests(config.cache.root) == digests(cached.cache.root)
 
 
@@ -108,7 +113,7 @@ def test_nodes_come_and_go(
     long: RunConfig, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, number: int, happens: Any, told: str
 ) -> None:
     config = before_encoding(long, tmp_path)
-    assert play(encode_meanwhile, tmp_path_factory.mktemp("n"), config, number, happens, **IN_TIME) == (0, told)
+    assert play(encode_meanwhile, tmp_path_factory.mktemp("n"), config, number, happens, **SOON) == (0, told)
     assert digests(config.cache.root) == digests(long.cache.root)
 
 

@@ -40,6 +40,7 @@ def followed(submissions: Submissions, job: str) -> tuple[str, Any]:
     return "".join(line for line in lines if not line.startswith(("20", "Running entrypoint"))), found
 
 
+@pytest.mark.slow  # tests/jobs/test_submit.py submits a verb twice
 def test_a_command_runs_once_until_it_is_asked_for_again(head: Head, tmp_path: Path) -> None:
     submissions = Submissions(head.dashboard)
     entrypoint = "cat given; echo $WORD; exit 3"
