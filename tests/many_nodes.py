@@ -3,10 +3,11 @@
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import psutil
@@ -81,6 +82,31 @@ def is_writing(pid: int) -> bool:
     with suppress(psutil.Error):
         return any(file.path.endswith(".tmp") for process in workers(pid, ENCODER) for file in process.open_files())
     return False
+
+
+@contextmanager
+def nobody_decodes(pid: int) -> Iterator[None]:
+    """Whoever decodes below a process stands still meanwhile."""
+    halted: set[psutil.Process] = set()
+    is_over = Event()
+
+    def halt() -> None:
+        while not is_over.wait(0.05):
+            for one in workers(pid, DECODER):
+                with suppress(psutil.NoSuchProcess):
+                    one.suspend()
+                    halted.add(one)
+
+    with ThreadPoolExecutor(1) as thread:
+        halting = thread.submit(halt)
+        try:
+            yield
+        finally:
+            is_over.set()
+            halting.result()
+            for one in halted:
+                with suppress(psutil.NoSuchProcess):
+                    one.resume()
 
 
 def end(process: psutil.Popen) -> None:

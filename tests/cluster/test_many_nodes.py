@@ -21,7 +21,7 @@ from jobs.shapes import make_shapes
 from jobs.text import text
 from tests.conftest import before_encoding, cache_config, digests, fill_cache
 from tests.head import free_ports
-from tests.many_nodes import DECODER, ENCODER, Nodes, end, is_writing, pid_of, play, wait_until, workers
+from tests.many_nodes import ENCODER, Nodes, end, is_writing, nobody_decodes, pid_of, play, wait_until, workers
 from tests.networks import IN_TIME, PINGS, Network, why_not
 
 COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
@@ -83,8 +83,9 @@ def one_after_the_other_is_lost(nodes: Nodes, encoding: Future[int]) -> str:
 def one_comes(nodes: Nodes, encoding: Future[int]) -> str:
     """It is given shards too."""
     wait_until(lambda: is_writing(pid_of(nodes.nodes[0])), encoding)
-    added = nodes.add()
-    wait_until(lambda: is_writing(pid_of(added)), encoding)
+    with nobody_decodes(pid_of(nodes.nodes[0])):  # all could be done before
+        added = nodes.add()
+        wait_until(lambda: is_writing(pid_of(added)), encoding)
     return "came"
 
 
@@ -160,25 +161,13 @@ def growing(folder: Path) -> Any:
 
 
 def encode_growing(config: RunConfig, folder: Path) -> tuple[int, int]:
-    """The exit code of encoding on what an autoscaler starts, and how many nodes those were.
-
-    Whoever decodes stands still until two are there: otherwise all may be done before.
-    """
+    """The exit code of encoding on what an autoscaler starts, and how many nodes those were."""
     actors.LOOK_EVERY_S = 1.0
     with growing(folder) as (address, pid), ThreadPoolExecutor(1) as thread:
         ray.init(address, log_to_driver=False)
         encoding = thread.submit(encode, config)
-        halted: set[psutil.Process] = set()
-
-        def both_are_there() -> bool:
-            for one in workers(pid, DECODER):
-                one.suspend()
-                halted.add(one)
-            return num_started() == 2
-
-        wait_until(both_are_there, encoding)
-        for one in halted:
-            one.resume()
+        with nobody_decodes(pid):  # all could be done before
+            wait_until(lambda: num_started() == 2, encoding)
         quarantined = encoding.result()
         text(config)
         started = num_started()
