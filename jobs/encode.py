@@ -15,6 +15,7 @@ import numpy as np
 import ray
 import torch
 
+from cluster import runtime
 from cluster.actors import PINGS, share_out
 from cluster.capacity import capacity
 from cluster.sharing import IN_FLIGHT
@@ -121,7 +122,9 @@ def _encode_shards(config: RunConfig, works: list[ShardWork], events: Events) ->
         return count_encoders(encoder, decode, capacity(), settings.encoders)
 
     def start_encoder() -> Any:
-        started = {"max_concurrency": IN_FLIGHT, "runtime_env": {"env_vars": PINGS}}
+        started: dict[str, Any] = {"max_concurrency": IN_FLIGHT}
+        if runtime.is_joined(config.cluster.address):  # on this machine alone nobody is cut off
+            started["runtime_env"] = {"env_vars": PINGS}  # with one, Ray's waiting processes cannot be taken
         return Encoder.options(**encoder.options, **started).remote(config, decode.labels)
 
     reports, tried, bad, said, meters = [], set(), set(), False, run_meters("encode", config)

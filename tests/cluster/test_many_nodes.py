@@ -1,6 +1,7 @@
 """Encoding on nodes that are lost, come and are taken away: the cache has the bytes that one machine makes."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -214,7 +215,8 @@ def encode_cut_off(config: RunConfig, folder: Path) -> tuple[int, dict[str, floa
     actors.LOOK_EVERY_S = 1.0
     actors.PINGS.update(PINGS)
     with Network(3, folder) as network, ThreadPoolExecutor(1) as thread:
-        ray.init(network.head_address, log_to_driver=False)
+        os.environ["RAY_ADDRESS"] = network.head_address  # as a job finds it
+        runtime.connect()
         encoding = thread.submit(encode, config)
         took_s = cut_one_off(network, encoding)
         quarantined = encoding.result()
