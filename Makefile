@@ -11,6 +11,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/installed
+TEST := $(PY) -m pytest -n 2 --dist loadgroup
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
@@ -29,13 +30,13 @@ head: $(INSTALLED) ## a Ray on this machine for `latentmill submit`; its dashboa
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" RAY_AUTH_MODE=token $(VENV)/bin/ray start --head
 
 test: $(INSTALLED) ## the tests, without the slow ones
-	$(PY) -m pytest $(ARGS)
+	$(TEST) $(ARGS)
 
 check: $(INSTALLED) ## what has to pass: style, types, tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
-	$(PY) -m pytest $(ARGS)
+	$(TEST) $(ARGS)
 
 bench: $(INSTALLED) ## how fast it is here
 	$(PY) -m tests.benchmarks $(ARGS)

@@ -46,9 +46,24 @@ TRAIN_OVERRIDES = [
 ]
 
 
+NO_CLUSTER = {"models", "pipeline"}  # folders of tests that start none
 FAULTS = Path(__file__).parent / "faults"
 PR_CAPBSET_DROP, CAPABILITY_VERSION = 24, 0x20080522  # <sys/prctl.h>, <linux/capability.h>
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_SYS_NICE = 1, 2, 23
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist, one process has all that starts clusters, and the others what needs none."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder not in NO_CLUSTER or "local_ray" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("clusters"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What needs no cluster leaves the CPU to what does, beside which it runs: there, processes wait for each other."""
+    if "PYTEST_XDIST_WORKER" in os.environ and item.get_closest_marker("xdist_group") is None:
+        os.setpriority(os.PRIO_PROCESS, 0, 10)
 
 
 @pytest.fixture(scope="session", autouse=True)
