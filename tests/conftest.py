@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,7 @@ def local_ray() -> Iterator[None]:
     deny_what_only_root_may()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(FAULTS), prepend=os.pathsep)
+        patch.setenv("LOG_NAME_UPDATE_INTERVAL_S", "60")  # Ray looks for logs that nobody reads
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how soon the end is seen
         patch.setenv("RAY_metrics_report_interval_ms", "1000")  # and what is measured
         for name, value in CREDENTIALS.items():
@@ -104,6 +106,13 @@ def deny_what_only_root_may() -> None:
         libc = ctypes.CDLL(None)
         for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
             libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """For the files of Rays that a test starts: their sockets' paths may have 107 bytes, and pytest's own are long."""
+    with tempfile.TemporaryDirectory(prefix="n", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

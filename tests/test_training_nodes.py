@@ -50,11 +50,11 @@ def test_a_run_survives_the_loss_of_a_node(
     cached: RunConfig,
     undisturbed: list[dict[str, Any]],
     tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    ray_folder: Path,
     is_replaced: bool,
 ) -> None:
     config = training(cached, tmp_path, min_workers=None if is_replaced else 1)
-    told = play(train_while_one_is_lost, tmp_path_factory.mktemp("n"), config, is_replaced, **SOON)
+    told = play(train_while_one_is_lost, ray_folder, config, is_replaced, **SOON)
     print(told)
     first, failed, again = told["begun"]
     assert (first["event"], failed["event"], again["event"]) == ("begin", "failed", "begin")

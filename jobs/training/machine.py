@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 import sysconfig
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from torch.utils import cpp_extension
 from jobs.config import TrainConfig
 from jobs.training.zero import is_offloaded
 from pipeline.errors import Refused
+
+RELEASE_S = 1.0  # who gives a lock back closes it and then removes it, and fails where it is gone by then
 
 
 def compiler_problem() -> str:
@@ -50,19 +53,27 @@ def prepare_machine() -> str:
 def free_operators() -> None:
     """Remove the locks of DeepSpeed's operators that nobody holds any more: where a process was killed while it loaded
     one, all others would wait for it without end."""
+    if not Path("/proc/self/fd").exists():
+        return
     folder = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
-    for lock in Path(folder).glob("*/*/lock"):
-        if Path("/proc/self/fd").exists() and not _is_open(lock):
+    found = {lock: _unheld_since_ns(lock) for lock in Path(folder).glob("*/*/lock")}
+    unheld = {lock: since_ns for lock, since_ns in found.items() if since_ns}
+    if unheld:
+        time.sleep(RELEASE_S)
+    for lock, since_ns in unheld.items():
+        if _unheld_since_ns(lock) == since_ns:
             lock.unlink(missing_ok=True)
 
 
-def _is_open(path: Path) -> bool:
-    """Whether a process of ours has a file open, as who holds such a lock has."""
+def _unheld_since_ns(lock: Path) -> int:
+    """When a lock was made that no process of ours has open, as who holds one has; 0 where one has, or it is gone."""
     for handle in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):  # it ended, or is another user's
-            if handle.samefile(path):
-                return True
-    return False
+            if handle.samefile(lock):
+                return 0
+    with suppress(FileNotFoundError):
+        return lock.stat().st_mtime_ns
+    return 0
 
 
 def find_tools() -> None:

@@ -63,11 +63,9 @@ def one_is_lost(nodes: Nodes, encoding: Future[int]) -> str:
     return "one"
 
 
-def test_a_node_is_lost_in_the_middle_of_a_shard(
-    cached: RunConfig, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_node_is_lost_in_the_middle_of_a_shard(cached: RunConfig, tmp_path: Path, ray_folder: Path) -> None:
     config = before_encoding(cached, tmp_path)
-    assert play(encode_meanwhile, tmp_path_factory.mktemp("n"), config, 2, one_is_lost, **SOON) == (0, "one")
+    assert play(encode_meanwhile, ray_folder, config, 2, one_is_lost, **SOON) == (0, "one")
     assert digests(config.cache.root) == digests(cached.cache.root)
 
 
@@ -112,10 +110,10 @@ def one_is_drained(nodes: Nodes, encoding: Future[int]) -> str:
     ],
 )
 def test_nodes_come_and_go(
-    long: RunConfig, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, number: int, happens: Any, told: str
+    long: RunConfig, tmp_path: Path, ray_folder: Path, number: int, happens: Any, told: str
 ) -> None:
     config = before_encoding(long, tmp_path)
-    assert play(encode_meanwhile, tmp_path_factory.mktemp("n"), config, number, happens, **SOON) == (0, told)
+    assert play(encode_meanwhile, ray_folder, config, number, happens, **SOON) == (0, told)
     assert digests(config.cache.root) == digests(long.cache.root)
 
 
@@ -182,12 +180,10 @@ def num_started() -> int:
 
 
 @pytest.mark.slow
-def test_a_head_alone_brings_the_nodes_that_it_may_have(
-    long: RunConfig, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    config, folder = before_encoding(long, tmp_path), tmp_path_factory.mktemp("n")
+def test_a_head_alone_brings_the_nodes_that_it_may_have(long: RunConfig, tmp_path: Path, ray_folder: Path) -> None:
+    config = before_encoding(long, tmp_path)
     asked = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-    assert play(encode_growing, folder, config, folder, **asked) == (0, 2)
+    assert play(encode_growing, ray_folder, config, ray_folder, **asked) == (0, 2)
     assert digests(config.cache.root) == digests(long.cache.root)
 
 
@@ -228,12 +224,12 @@ def encode_cut_off(config: RunConfig, folder: Path) -> tuple[int, dict[str, floa
 
 @pytest.mark.slow
 def test_a_node_is_cut_off_in_the_middle_of_a_shard_and_comes_back(
-    long: RunConfig, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    long: RunConfig, tmp_path: Path, ray_folder: Path
 ) -> None:
     if reason := why_not():
         pytest.skip(reason)
-    config, folder = before_encoding(long, tmp_path), tmp_path_factory.mktemp("n")
-    quarantined, took_s = play(encode_cut_off, folder, config, folder, **IN_TIME)
+    config = before_encoding(long, tmp_path)
+    quarantined, took_s = play(encode_cut_off, ray_folder, config, ray_folder, **IN_TIME)
     assert quarantined == 0 and set(took_s) == {"seen_s", "ended_s"}
     print(took_s)
     assert digests(config.cache.root) == digests(long.cache.root)

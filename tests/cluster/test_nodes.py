@@ -84,8 +84,5 @@ def scene(folder: Path, num_nodes: int, function: Any, happens: Any) -> list[Any
     [(1, until_two, come, 2), (2, until_told, go, "preemption")],
     ids=["a node comes, and workers begin again on both", "a node will be taken away, and workers are told"],
 )
-def test_workers_follow_nodes(
-    tmp_path_factory: pytest.TempPathFactory, num_nodes: int, function: Any, happens: Any, returned: Any
-) -> None:
-    folder = tmp_path_factory.mktemp("n")
-    assert play(scene, folder, folder, num_nodes, function, happens, **ENVIRONMENT) == [returned]
+def test_workers_follow_nodes(ray_folder: Path, num_nodes: int, function: Any, happens: Any, returned: Any) -> None:
+    assert play(scene, ray_folder, ray_folder, num_nodes, function, happens, **ENVIRONMENT) == [returned]

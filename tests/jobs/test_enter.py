@@ -90,15 +90,14 @@ def on_labelled_nodes(config: RunConfig, verbs: list[Callable[[RunConfig], int]]
     ids=["encode", "text and verify"],
 )
 def test_work_goes_to_nodes_with_its_label(
-    tmp_path_factory: pytest.TempPathFactory,
+    ray_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     shapes: Path,
     verbs: list[Callable[[RunConfig], int]],
     places: dict[str, str],
 ) -> None:
-    folder = tmp_path_factory.mktemp("n")
-    config = cache_config(shapes, folder, "encode.forecast=false")
-    ran = played(on_labelled_nodes, folder, monkeypatch, config, verbs, set(places))
+    config = cache_config(shapes, ray_folder, "encode.forecast=false")
+    ran = played(on_labelled_nodes, ray_folder, monkeypatch, config, verbs, set(places))
     assert ran == {name: {place} for name, place in places.items()}
 
 
@@ -192,11 +191,10 @@ def changed(config: RunConfig, section: str, **knobs: Any) -> RunConfig:
 @linux
 @pytest.mark.slow
 def test_nodes_are_waited_for_that_the_autoscaler_can_start_and_no_others(
-    cached: RunConfig, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    cached: RunConfig, ray_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    folder = tmp_path_factory.mktemp("n")
-    config = before_encoding(cached, folder)
-    refused, ran = played(on_nodes_that_come, folder, monkeypatch, config, folder)
+    config = before_encoding(cached, ray_folder)
+    refused, ran = played(on_nodes_that_come, ray_folder, monkeypatch, config, ray_folder)
     assert refused == [
         "encode: asks for 3 encoders of 1 GPU and 1 CPU each on nodes labelled stage=encode, with room left to decode; "
         "the cluster has room for 0 on 0 nodes and can scale to 2: lower encode.encoders, encode.encoder_gpus or "

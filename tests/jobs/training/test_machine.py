@@ -1,12 +1,16 @@
 """What DeepSpeed needs of a machine is told before it fails."""
 
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.file_baton import FileBaton
 
 from jobs.config import TrainConfig
-from jobs.training.machine import compiler_problem, free_operators, refuse_impossible
+from jobs.training.machine import RELEASE_S, compiler_problem, free_operators, refuse_impossible
 from pipeline.errors import Refused
 from tests.jobs.training.test_engine import train_in_half
 from tests.ranks import run_ranks
@@ -21,6 +25,23 @@ def test_only_locks_that_nobody_holds_are_removed(tmp_path: Path, monkeypatch: p
     with open(held):
         free_operators()
     assert held.exists() and not left.exists()
+
+
+def test_a_lock_that_is_being_given_back_is_left_to_who_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    baton = FileBaton(str(tmp_path / "py311_cpu" / "shm" / "lock"))
+    Path(baton.lock_file_path).parent.mkdir(parents=True)
+    assert baton.try_acquire() and baton.fd is not None
+    os.close(baton.fd)  # as its release begins
+    with ThreadPoolExecutor(1) as thread:
+        freeing = thread.submit(free_operators)
+        time.sleep(RELEASE_S / 2)
+        os.remove(baton.lock_file_path)  # as it ends
+        assert baton.try_acquire()  # the next one has it
+        freeing.result()
+    baton.release()
 
 
 def test_a_missing_compiler_is_told_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
