@@ -47,17 +47,18 @@ TRAIN_OVERRIDES = [
 ]
 
 
-NO_CLUSTER = {"models", "pipeline"}  # folders of tests that start none
+NO_CLUSTER = ("models/", "pipeline/", "jobs/training/")  # folders of tests that start none but by `local_ray`
 FAULTS = Path(__file__).parent / "faults"
 PR_CAPBSET_DROP, CAPABILITY_VERSION = 24, 0x20080522  # <sys/prctl.h>, <linux/capability.h>
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_SYS_NICE = 1, 2, 23
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks here too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With pytest-xdist, one process has all that starts clusters, and the others what needs none."""
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if folder not in NO_CLUSTER or "local_ray" in getattr(item, "fixturenames", ()):
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        if not file.startswith(NO_CLUSTER) or "local_ray" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("clusters"))
 
 
