@@ -11,6 +11,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/installed
+# One process has all that starts clusters, another what needs none; which is which, says tests/conftest.py.
 TEST := $(PY) -m pytest -n 2 --dist loadgroup
 
 .DELETE_ON_ERROR:
