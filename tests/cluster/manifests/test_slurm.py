@@ -225,14 +225,13 @@ def test_a_real_ray_is_started_and_takes_the_verb_as_a_job(
     slurm: Allocation,
     shapes: Path,
     tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    ray_folder: Path,
     told: signal.Signals | None,
 ) -> None:
-    own = tmp_path_factory.mktemp("r")  # a head that is killed leaves its address behind, which other Rays find
     for name, text in REAL.items():
         (tmp_path / "bin" / name).write_text(text.replace("REAL_PYTHON", sys.executable))
     slurm.environment |= {"SLURM_CPUS_PER_TASK": "2", "SLURM_JOB_ID": str(os.getpid()), "PYTHONPATH": str(ROOT)}
-    slurm.environment["RAY_TMPDIR"] = str(own)
+    slurm.environment["RAY_TMPDIR"] = str(ray_folder)  # a head that is killed leaves its address behind
     config = cache_config(shapes, tmp_path, "train.steps=100000", "cluster.gpus_per_node=0")
     facts = describe_cluster(config, "run")
     if told is None:
